@@ -1,0 +1,1 @@
+"""Who sent this: SPF, DKIM and DMARC through libraries."""

@@ -1,0 +1,1 @@
+"""What mail is: addresses, headers, envelopes, outcomes, reports. Pure: no files, sockets or clocks."""

@@ -1,0 +1,1 @@
+"""Sockets, TLS and DNS: asyncio lives here and in daemon/."""

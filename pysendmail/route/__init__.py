@@ -1,0 +1,1 @@
+"""Where mail goes: tables are read here, nothing is delivered here."""
