@@ -1,0 +1,46 @@
+"""When a deferred message is tried again, warned about and given up. Pure; time is a parameter.
+
+Each attempt doubles the wait, from retry_first to retry_max, with a jitter of a tenth so that messages which failed
+together do not come back together. A message expires only when it is older than its lifetime *and* has been tried at
+least MIN_ATTEMPTS times, so that a clock that jumps ahead by years expires nothing by itself; a message from the
+future (the clock went back) counts as new. RFC 5321 section 4.5.4.1.
+"""
+
+from ..config import QueueSettings
+
+MIN_ATTEMPTS = 3
+JITTER = 0.1
+MAX_DOUBLINGS = 16
+NO_DUE_AFTER = 366 * 86400.0  # seconds: a due time further off than this comes from a clock that was wrong
+
+
+def wait(attempts: int, settings: QueueSettings, chance: float) -> float:
+    """Seconds until the next attempt after `attempts` (>= 1) have been made. chance: 0 <= chance < 1."""
+    base = float(min(settings.retry_first << min(attempts - 1, MAX_DOUBLINGS), settings.retry_max))
+    return base * (1 - JITTER + 2 * JITTER * chance)
+
+
+def age(received_at: float, now: float) -> float:
+    """Seconds since a message was accepted; never negative."""
+    return max(0.0, now - received_at)
+
+
+def is_expired(received_at: float, attempts: int, now: float, settings: QueueSettings) -> bool:
+    return attempts >= MIN_ATTEMPTS and age(received_at, now) >= settings.lifetime
+
+
+def is_late(received_at: float, now: float, settings: QueueSettings) -> bool:
+    """Whether its sender should hear that it is still waiting; 0 = never."""
+    return 0 < settings.delay_warning <= age(received_at, now)
+
+
+def due(now: float, received_at: float, attempts: int, settings: QueueSettings, chance: float) -> float:
+    """When to try next: after the wait, but not long after the message expires, so that its sender hears in time."""
+    end = received_at + settings.lifetime
+    at = now + wait(attempts, settings, chance)
+    return max(now + min(settings.retry_first, settings.lifetime), end) if now < end < at else at
+
+
+def sane_due(due_at: float, now: float) -> float:
+    """A due time read from a file name, made safe against clocks that were wrong when it was written."""
+    return now if due_at - now > NO_DUE_AFTER else due_at

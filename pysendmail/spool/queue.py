@@ -1,0 +1,362 @@
+"""The queue on disk: queue/{tmp,new,cur,hold,bad,journal}, and intake/ beside it.
+
+Only the runner changes it, and one runner has it at a time (its lock file). A message file never changes once it is
+whole; what happens to it goes into journal/ID. The *name* carries what the scheduler must know after a restart:
+
+    new/ID                                   accepted, not tried to its end yet
+    cur/ID,T=1795500000,A=3,H=9f86d081,U=1000:2,   tried: due, attempts, hash of the destination, submitter's uid
+    hold/NAME                                the same name as in new or cur, out of the schedule
+    bad/NAME                                 damaged or fatal three times; for people, never touched again
+
+    state                              on disk                                after a crash
+    S1 submitted                       drop/new/X                             taken in by the next sweep
+    S2 claimed                         intake/ID                              copied again, under the same id
+    S3 copied, not synced              intake/ID + new/ID (perhaps torn)      new/ID is thrown away; as S2
+    S4 queued                          new/ID or cur/ID,... or hold/...       delivered from the journal's state on
+    S5 done                            journal/ID alone, or nothing           journal/ID is removed
+
+Invariant: at every instant an accepted message has a synced file: the submitter's own in drop/new or intake, until
+`secure` has synced our copy; then ours, until every target is final and every report about it is synced (`finish`).
+A message that is done in its first pass never pays for the sync of its copy: the mailbox's sync covers it. Everything
+that is appended to a journal happens after `secure`.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..mail.envelope import Envelope, from_fields, to_fields
+from ..paths import Paths
+from . import durable, journal, queue_id, record
+from .record import Damaged
+
+PLACES = ("new", "cur", "hold")
+DIRECTORIES = ("tmp", "new", "cur", "hold", "bad", "journal")
+CHUNK = 256 * 1024  # bytes read or written at once
+MAX_JOURNAL = 64 * 1024 * 1024  # bytes: more is damage
+SYNCED_WITH_FILE = frozenset(("ext4", "xfs", "btrfs"))  # fsync of a file makes its newest name durable there
+
+_DIGITS = frozenset("0123456789")
+
+
+class Broken(Exception):
+    """A file of the queue that cannot be used. The text says why; the file belongs into bad/."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What a file name in the queue says. due: seconds since the epoch. uid: of the submitter, -1 = not local."""
+
+    id: str
+    place: str
+    name: str
+    due: int = 0
+    attempts: int = 0
+    destination: str = ""
+    uid: int = -1
+
+
+@dataclass(slots=True)
+class Message:
+    """A queued message in memory while somebody works on it. offset: where its text begins; length: of the file."""
+
+    entry: Entry
+    envelope: Envelope
+    offset: int
+    length: int
+    source: str = ""  # its file in intake/ while that is what makes it safe, else ""
+    state: journal.State = field(default_factory=journal.State)
+    is_journalled: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+
+def entry_of(place: str, name: str) -> Entry | None:
+    """The entry that a file name stands for, None if no runner made it. Unreadable attributes are left out."""
+    found = queue_id.id_of(name)
+    if not found:
+        return None
+    values = dict(part.split("=", 1) for part in name[queue_id.LENGTH:].split(":", 1)[0].split(",") if "=" in part)
+    return Entry(found, place, name, _number(values.get("T", "")), _number(values.get("A", "")), values.get("H", ""),
+                 _number(values.get("U", ""), -1))
+
+
+def name_of(entry: Entry) -> str:
+    """The name in cur/ for an entry."""
+    uid = f",U={entry.uid}" if entry.uid >= 0 else ""
+    return f"{entry.id},T={entry.due:010d},A={entry.attempts},H={entry.destination}{uid}:2,"
+
+
+def _number(digits: str, default: int = 0) -> int:
+    return int(digits) if digits and len(digits) <= 12 and not set(digits) - _DIGITS else default
+
+
+class Queue:
+    """The queue of one spool. sync_directories: for file systems that are not SYNCED_WITH_FILE."""
+
+    def __init__(self, paths: Paths, clock: Callable[[], float], *, sync_directories: bool = False) -> None:
+        self._root = paths.queue
+        self._intake = paths.intake
+        self._journals = paths.journal
+        self._clock = clock
+        self._sync_directories = sync_directories
+
+    # ---- putting messages in
+
+    def adopt(self, envelope: Envelope, content: Iterable[bytes], source: str) -> Message:
+        """Copy a claimed message from intake/`source` into new/: not synced, since the source is (S3).
+
+        content: the message as chunks. Raises OSError, and leaves nothing but the source then.
+        """
+        path = f"{self._root}/new/{envelope.id}"
+        fd = durable.create(path)
+        try:
+            offset, length = write_message(fd, envelope, content)
+        except BaseException:
+            durable.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        return Message(_new_entry(envelope), envelope, offset, length, source)
+
+    def commit(self, envelope: Envelope, content: Iterable[bytes]) -> Message:
+        """Queue a message that has no other home, durably (S4). Raises OSError, and has queued nothing then."""
+        tmp, new = f"{self._root}/tmp/{envelope.id}", f"{self._root}/new/{envelope.id}"
+        fd = durable.create(tmp)
+        try:
+            try:
+                offset, length = write_message(fd, envelope, content)
+                durable.publish(fd, tmp, new, f"{self._root}/new" if self._sync_directories else "")
+            except BaseException:
+                durable.unlink(tmp)
+                raise
+        finally:
+            os.close(fd)
+        # From here on the message is safe.
+        return Message(_new_entry(envelope), envelope, offset, length)
+
+    def secure(self, message: Message) -> None:
+        """Make our own copy what the promise rests on: sync it, then let the submitter's file go (S3 -> S4).
+
+        If the sync fails the copy is given up and the source stays: OSError, and the message must be adopted again.
+        """
+        if not message.source:
+            return
+        path = self.path(message)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                durable.sync(fd)
+            finally:
+                os.close(fd)
+            if self._sync_directories:
+                durable.sync_directory(f"{self._root}/{message.entry.place}")
+        except OSError:
+            durable.unlink(path)
+            raise
+        durable.unlink(f"{self._intake}/{message.source}")
+        message.source = ""
+
+    # ---- finding them again
+
+    def entries(self) -> Iterator[Entry]:
+        """What new, cur and hold hold, by one directory scan each; foreign names are passed over."""
+        for place in PLACES:
+            with os.scandir(f"{self._root}/{place}") as found:
+                for file in found:
+                    entry = entry_of(place, file.name)
+                    if entry is not None:
+                        yield entry
+
+    def find(self, wanted: str) -> Entry | None:
+        """The entry with this id, wherever it is: a scan of three directories."""
+        return next((entry for entry in self.entries() if entry.id == wanted), None)
+
+    def load(self, entry: Entry) -> Message:
+        """Read and check a whole message and its journal. Raises Broken (for bad/) or OSError (try again)."""
+        fd = self._open(entry)
+        try:
+            envelope, offset, length = read_envelope(fd, entry.id, verify=True)
+        except (Damaged, ValueError) as problem:
+            raise Broken(str(problem)) from problem
+        finally:
+            os.close(fd)
+        message = Message(entry, envelope, offset, length)
+        self._load_journal(message)
+        return message
+
+    def _load_journal(self, message: Message) -> None:
+        try:
+            with open(f"{self._journals}/{message.id}", "rb") as file:
+                data = file.read(MAX_JOURNAL)
+        except FileNotFoundError:
+            return
+        try:
+            message.state = journal.fold(journal.decode(data))
+        except ValueError as problem:
+            raise Broken(str(problem)) from problem
+        message.is_journalled = True
+        if not data.endswith(b"\n"):  # a torn last line must not swallow the next one
+            self._append(message.id, b"\n")
+
+    def open(self, message: Message) -> int:
+        """A new descriptor of its file, read-only: readers use explicit offsets."""
+        return self._open(message.entry)
+
+    def _open(self, entry: Entry) -> int:
+        return os.open(f"{self._root}/{entry.place}/{entry.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def path(self, message: Message) -> str:
+        return f"{self._root}/{message.entry.place}/{message.entry.name}"
+
+    # ---- what happens to them
+
+    def note(self, message: Message, events: Sequence[journal.Event], *, sync: bool = False) -> None:
+        """Append events to the journal and to the state. The message must be secured. Raises OSError: nothing noted."""
+        if message.source:
+            raise ValueError("a journal needs a secured message")
+        self._append(message.id, b"".join(map(journal.encode, events)), sync=sync)
+        message.is_journalled = True
+        for event in events:
+            message.state.apply(event)
+
+    def _append(self, found: str, data: bytes, *, sync: bool = False) -> None:
+        fd = os.open(f"{self._journals}/{found}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+                     0o600)
+        try:
+            durable.write_all(fd, data)
+            if sync:
+                durable.sync(fd)
+        finally:
+            os.close(fd)
+
+    def reschedule(self, message: Message, due: float, attempts: int, destination: str) -> None:
+        """Back to waiting, with a new due time in its name. The rename needs no sync: its loss means an early try."""
+        entry = message.entry
+        entry.due, entry.attempts, entry.destination = int(due), attempts, destination
+        self._move(entry, "cur", name_of(entry))
+
+    def hold(self, entry: Entry) -> None:
+        self._move(entry, "hold", entry.name)
+
+    def release(self, entry: Entry) -> None:
+        self._move(entry, "cur" if "," in entry.name else "new", entry.name)
+
+    def _move(self, entry: Entry, place: str, name: str) -> None:
+        durable.rename(f"{self._root}/{entry.place}/{entry.name}", f"{self._root}/{place}/{name}")
+        entry.place, entry.name = place, name
+
+    def finish(self, message: Message) -> None:
+        """Every target is final and every report is queued: forget the message (S5). The message's file goes first."""
+        durable.unlink(self.path(message))
+        if message.is_journalled:
+            durable.unlink(f"{self._journals}/{message.id}")
+        if message.source:
+            durable.unlink(f"{self._intake}/{message.source}")
+            message.source = ""
+
+    def set_aside(self, entry: Entry) -> None:
+        """Into bad/, for people to look at. The journal stays where it is."""
+        self._move(entry, "bad", entry.name)
+
+    # ---- at start
+
+    def recover(self, has_source: Callable[[str], bool]) -> None:
+        """Bring the directories from any crash state to S1, S2 or S4. `has_source` tells of ids in intake/ (S2, S3)."""
+        for name in os.listdir(f"{self._root}/tmp"):
+            durable.unlink(f"{self._root}/tmp/{name}")
+        alive = set()
+        for entry in list(self.entries()):
+            if entry.place == "new" and has_source(entry.id):
+                durable.unlink(f"{self._root}/new/{entry.name}")  # S3: perhaps torn; its source is whole
+            else:
+                alive.add(entry.id)
+        for name in os.listdir(self._journals):
+            if name not in alive and queue_id.is_queue_id(name):
+                self._bury(name)
+
+    def _bury(self, name: str) -> None:
+        """Remove the journal of a message that is gone; keep it while the message is in bad/."""
+        if not any(bad.startswith(name) for bad in os.listdir(f"{self._root}/bad")):
+            durable.unlink(f"{self._journals}/{name}")
+
+
+def _new_entry(envelope: Envelope) -> Entry:
+    return Entry(envelope.id, "new", envelope.id, int(envelope.received_at), 0, "", envelope.origin.uid)
+
+
+def write_message(fd: int, envelope: Envelope, content: Iterable[bytes]) -> tuple[int, int]:
+    """Write envelope block and content to an empty file: (offset of the content, length of the file)."""
+    block = record.field_lines(to_fields(envelope))
+    offset = record.FIRST_LENGTH + len(block)
+    if offset > record.MAX_BLOCK:
+        raise OSError(27, "too many recipients for one message")
+    chunks = iter(content)
+    first = next(chunks, b"")
+    second = next(chunks, None)
+    if second is None:  # all there: one write
+        length, checksum = offset + len(first), record.crc(first, record.crc(block))
+        durable.write_all(fd, record.first_line(offset, length, checksum) + block + first)
+        return offset, length
+    checksum = record.crc(second, record.crc(first, record.crc(block)))
+    length = offset + len(first) + len(second)
+    durable.write_all(fd, bytes(record.FIRST_LENGTH) + block + first + second)
+    for chunk in chunks:
+        durable.write_all(fd, chunk)
+        checksum = record.crc(chunk, checksum)
+        length += len(chunk)
+    durable.write_at(fd, record.first_line(offset, length, checksum), 0)
+    return offset, length
+
+
+def read_envelope(fd: int, found: str, *, verify: bool) -> tuple[Envelope, int, int]:
+    """(envelope, offset of the text, length of the file) of an open queue file. Raises Damaged or ValueError.
+
+    verify: check length and checksum of the whole file too.
+    """
+    start = os.pread(fd, 4096, 0)
+    offset, length, checksum = record.read_first(start[:record.FIRST_LENGTH])
+    block = start[record.FIRST_LENGTH:offset]
+    if len(start) < offset:
+        block = os.pread(fd, offset - record.FIRST_LENGTH, record.FIRST_LENGTH)
+    if verify and (os.fstat(fd).st_size != length or checksum_of(fd, length) != checksum):
+        raise Damaged("length or checksum does not match")
+    return from_fields(found, record.fields(block)), offset, length
+
+
+def checksum_of(fd: int, length: int) -> int:
+    """CRC-32 of a spool file after its first line."""
+    at, checksum = record.FIRST_LENGTH, 0
+    while at < length:
+        chunk = os.pread(fd, min(CHUNK, length - at), at)
+        if not chunk:
+            raise Damaged("file is shorter than it says")
+        checksum = record.crc(chunk, checksum)
+        at += len(chunk)
+    return checksum
+
+
+def needs_directory_sync(path: str) -> bool:
+    """Whether the file system below path is none where fsync of a file covers its name (mountinfo, proc(5))."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                fields, _, after = line.partition(" - ")
+                if fields.split(" ", 3)[2] == wanted:
+                    return after.split(" ", 1)[0] not in SYNCED_WITH_FILE
+    except OSError:
+        pass
+    return True
+
+
+def prepare(paths: Paths) -> None:
+    """Make the queue's private directories where they are missing (a fresh private root; the package makes its own)."""
+    for path in (*(f"{paths.queue}/{name}" for name in DIRECTORIES), paths.intake, paths.quarantine):
+        os.makedirs(path, 0o700, exist_ok=True)
+
+
+__all__ = ["Broken", "Damaged", "Entry", "Message", "Queue", "needs_directory_sync", "prepare", "read_envelope"]
