@@ -1,7 +1,7 @@
 """Our child processes, as the kernel sees them.
 
-The test process is a subreaper (tests/conftest.py): a process whose parent died becomes our child and stays a zombie until
-somebody waits for it. `has_ended` therefore counts zombies as ended, which kill(pid, 0) does not.
+The test process is a subreaper (tests/conftest.py): a process whose parent died becomes our child and stays a zombie
+until somebody waits for it. `has_ended` therefore counts zombies as ended, which kill(pid, 0) does not.
 """
 
 import ctypes
