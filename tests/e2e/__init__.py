@@ -1,0 +1,1 @@
+"""The built package in a Debian of its own; `./dev e2e` runs these tests."""
