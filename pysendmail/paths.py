@@ -37,4 +37,4 @@ class Paths:
         self.wake = self.run + "/wake"
         self.submit = self.run + "/submit"
         self.control = self.run + "/control"
-        self.lock = self.spool + "/lock"
+        self.lock = self.queue + "/lock"  # one runner per spool; the spool itself is root's
