@@ -1,8 +1,8 @@
 """What has happened to a queued message since it was accepted: events appended to queue/journal/ID.
 
 Each line is CRC-32 (8 hex digits), a blank, one JSON object. The state of a message is a pure fold over these lines;
-nothing is ever rewritten. A torn last line, and whatever follows a damaged one, is ignored: losing a done mark makes a
-duplicate after a power cut, never a loss. Verbs are in the past tense:
+nothing is ever rewritten. A torn last line, and whatever follows a damaged one, is ignored, and cut off before the next
+line is written: losing a done mark makes a duplicate after a power cut, never a loss. Verbs are in the past tense:
 
     expanded   recipient r became these targets          {"r": 0, "t": [[0, TARGET], [1, TARGET]]}
     forwarded  target n became these (a .forward)        {"n": 1, "t": [[2, TARGET]]}
@@ -47,19 +47,21 @@ def encode(event: Event) -> bytes:
     return b"%08x %s\n" % (crc(text), text)
 
 
-def decode(data: bytes) -> list[Event]:
-    """All sound lines up to the first that is not."""
+def decode(data: bytes) -> tuple[list[Event], int]:
+    """(the events of all sound lines up to the first that is not, how many bytes these lines take)."""
     events: list[Event] = []
+    sound = 0
     for line in data.split(b"\n")[:-1]:
         text = line[9:]
-        if set(line[:8]) - _HEX or line[8:9] != b" " or int(line[:8], 16) != crc(text):
+        if len(line) < 10 or set(line[:8]) - _HEX or line[8:9] != b" " or int(line[:8], 16) != crc(text):
             break
         value = json.loads(text)
         verb, at = value.pop("verb"), value.pop("at")
         if verb not in VERBS:
             break
         events.append(Event(verb, at, value))
-    return events
+        sound += len(line) + 1
+    return events, sound
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..mail.envelope import Envelope, from_fields, to_fields
+from ..mail.outcome import Outcome
 from ..paths import Paths
 from . import durable, journal, queue_id, record
 from .record import Damaged
@@ -67,6 +68,9 @@ class Message:
     source: str = ""  # its file in intake/ while that is what makes it safe, else ""
     state: journal.State = field(default_factory=journal.State)
     is_journalled: bool = False
+    is_torn: bool = False  # the journal has something after its `sound` bytes, which must not swallow the next line
+    sound: int = 0
+    refusal: Outcome | None = None  # what every recipient gets, because of the message itself
 
     @property
     def id(self) -> str:
@@ -176,7 +180,7 @@ class Queue:
 
     def load(self, entry: Entry) -> Message:
         """Read and check a whole message and its journal. Raises Broken (for bad/) or OSError (try again)."""
-        fd = self._open(entry)
+        fd = self.open_entry(entry)
         try:
             envelope, offset, length = read_envelope(fd, entry.id, verify=True)
         except (Damaged, ValueError) as problem:
@@ -184,28 +188,30 @@ class Queue:
         finally:
             os.close(fd)
         message = Message(entry, envelope, offset, length)
-        self._load_journal(message)
+        self.load_journal(message)
         return message
 
-    def _load_journal(self, message: Message) -> None:
+    def load_journal(self, message: Message) -> None:
+        """Read the journal into the message's state. Raises Broken or OSError."""
         try:
             with open(f"{self._journals}/{message.id}", "rb") as file:
                 data = file.read(MAX_JOURNAL)
         except FileNotFoundError:
             return
         try:
-            message.state = journal.fold(journal.decode(data))
+            events, message.sound = journal.decode(data)
+            message.state = journal.fold(events)
         except ValueError as problem:
             raise Broken(str(problem)) from problem
         message.is_journalled = True
-        if not data.endswith(b"\n"):  # a torn last line must not swallow the next one
-            self._append(message.id, b"\n")
+        message.is_torn = message.sound < len(data)
 
     def open(self, message: Message) -> int:
         """A new descriptor of its file, read-only: readers use explicit offsets."""
-        return self._open(message.entry)
+        return self.open_entry(message.entry)
 
-    def _open(self, entry: Entry) -> int:
+    def open_entry(self, entry: Entry) -> int:
+        """A new read-only descriptor of the file of an entry."""
         return os.open(f"{self._root}/{entry.place}/{entry.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def path(self, message: Message) -> str:
@@ -213,14 +219,18 @@ class Queue:
 
     # ---- what happens to them
 
-    def note(self, message: Message, events: Sequence[journal.Event], *, sync: bool = False) -> None:
-        """Append events to the journal and to the state. The message must be secured. Raises OSError: nothing noted."""
+    def write_down(self, message: Message, events: Sequence[journal.Event], *, sync: bool = False) -> None:
+        """Append events, which its state has taken in already, to the journal. Raises OSError: nothing is written.
+
+        The message must be secured: a journal says what need not be done again, and it must not outlive its message.
+        """
         if message.source:
             raise ValueError("a journal needs a secured message")
+        if message.is_torn:
+            os.truncate(f"{self._journals}/{message.id}", message.sound)
+            message.is_torn = False
         self._append(message.id, b"".join(map(journal.encode, events)), sync=sync)
         message.is_journalled = True
-        for event in events:
-            message.state.apply(event)
 
     def _append(self, found: str, data: bytes, *, sync: bool = False) -> None:
         fd = os.open(f"{self._journals}/{found}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,

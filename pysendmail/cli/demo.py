@@ -1,0 +1,164 @@
+"""`./dev demo`: the main job, as an ordinary user, below a private directory.
+
+It starts the real daemon (the code of pysendmaild, without root), submits through the real sendmail, shows the queue
+before and after, the delivered message and a bounce, and says what happened. With --stay it goes on until interrupted.
+Nothing outside the directory is touched, and no port is opened.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from ..paths import Paths
+from ..spool.queue import prepare
+from ..users import User
+
+LAUNCHER = """#!/usr/bin/python3 -IS
+import sys
+sys.path.insert(0, {code!r})
+from pysendmail.cli.sendmail import main
+from pysendmail.paths import Paths
+main(sys.argv, Paths({root!r}))
+"""
+WITHIN = 30.0  # seconds for anything that the demo waits for
+ALIASES = "# aliases(5) of the demo\npostmaster: root\nroot: you\nteam: you, colleague\n"
+MESSAGE = "From: you\nTo: {to}\nSubject: {subject}\n\n{text}\n"
+
+
+class DemoUsers:
+    """Users that exist nowhere else: every one is you, with a home below the demo's root."""
+
+    def __init__(self, root: str) -> None:
+        me = pwd.getpwuid(os.geteuid())
+        self._known = {name: User(name, me.pw_uid, me.pw_gid, f"{root}/home/{name}", "/bin/sh", f"Demo {name}")
+                       for name in ("you", "colleague", "root")}
+
+    def lookup(self, name: str) -> User | None:
+        return self._known.get(name.lower())
+
+    def by_uid(self, uid: int) -> User | None:
+        return self._known["you"] if uid == os.geteuid() else None
+
+
+def make_root(code: str) -> str:
+    """A private tree with launchers in it; its path."""
+    root = tempfile.mkdtemp(prefix="pysendmail-demo-")
+    paths = Paths(root)
+    prepare(paths)
+    for path in (paths.drop_tmp, paths.drop_new, paths.smtp_tmp, paths.smtp_new, paths.mail, f"{root}/bin", paths.etc,
+                 *(f"{root}/home/{name}" for name in ("you", "colleague", "root"))):
+        os.makedirs(path, exist_ok=True)
+    for path in (paths.drop_tmp, paths.drop_new):
+        os.chmod(path, 0o3733)
+    for path, text in ((paths.aliases, ALIASES), (paths.mailname, "demo.example\n")):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    for name in ("sendmail", "mailq", "newaliases"):
+        with open(f"{root}/bin/{name}", "w", encoding="utf-8") as file:
+            file.write(LAUNCHER.format(code=code, root=root))
+        os.chmod(f"{root}/bin/{name}", 0o755)
+    return root
+
+
+def start_daemon(root: str, log_path: str) -> int:
+    """The daemon in a child of ours; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        from ..daemon import supervisor  # noqa: PLC0415
+        from ..events import to_stderr  # noqa: PLC0415
+
+        code = supervisor.main(["pysendmaild"], Paths(root), users=DemoUsers(root), log=to_stderr)
+    finally:
+        os._exit(code)
+
+
+def wait_for(path: str, *words: str) -> str:
+    """The text of a file once it has all these words."""
+    end = time.monotonic() + WITHIN
+    while time.monotonic() < end:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except FileNotFoundError:
+            text = ""
+        if text and all(word in text for word in words):
+            return text
+        time.sleep(0.05)
+    raise SystemExit(f"demo: {path} did not get {' and '.join(words)} within {WITHIN:.0f} s")
+
+
+def say(text: str) -> None:
+    print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
+
+
+def run(root: str, program: str, *args: str, text: str = "") -> None:
+    print(f"$ {program} {' '.join(args)}", flush=True)
+    done = subprocess.run([f"{root}/bin/{program}", *args], input=text.encode(), check=False, timeout=WITHIN)
+    print(f"(exit {done.returncode})", flush=True)
+    if done.returncode:
+        raise SystemExit(f"demo: {program} failed")
+
+
+def show(text: str) -> None:
+    print("\n".join("    " + line for line in text.rstrip("\n").split("\n")), flush=True)
+
+
+def play(root: str, log: str) -> int:
+    """The story; the pid of the daemon at its end."""
+    mailbox = f"{root}/var/mail/you"
+    say("A message while the daemon is down, as from cron: it is safe on disk when sendmail exits 0")
+    run(root, "sendmail", "-i", "-FCronDaemon", "-oem", "root",
+        text=MESSAGE.format(to="root", subject="Cron <root@demo> backup", text="All 42 files are saved."))
+    say("It waits in the drop directory; mailq finds it there")
+    run(root, "mailq")
+    say("The daemon starts and takes it in: root is an alias for you")
+    daemon = start_daemon(root, log)
+    show(wait_for(mailbox, "All 42 files"))
+    say("An alias for two people, and a recipient who does not exist")
+    run(root, "sendmail", "-i", "team", "nobody-here",
+        text=MESSAGE.format(to="team, nobody-here", subject="hello", text="Lunch at noon?"))
+    wait_for(f"{root}/var/mail/colleague", "Lunch at noon?")
+    text = wait_for(mailbox, "Lunch at noon?", "nobody-here", "multipart/report")
+    say("The colleague has a copy, you have one, and this report about nobody-here")
+    show(text[text.index("From MAILER-DAEMON"):][:2200])
+    say("The queue is empty again")
+    run(root, "mailq")
+    say("What the log says")
+    with open(log, encoding="utf-8") as file:
+        show(file.read())
+    return daemon
+
+
+def main(argv: list[str]) -> int:
+    """argv: [--stay] [--keep]. The exit code."""
+    code = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    root = make_root(code)
+    log = f"{root}/log"
+    print(f"Everything is below {root}")
+    daemon = 0
+    try:
+        daemon = play(root, log)
+        if "--stay" in argv:
+            say(f"It goes on. Try: echo hi | {root}/bin/sendmail you; press Ctrl-C to end")
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if daemon:
+            os.kill(daemon, signal.SIGTERM)
+            os.waitpid(daemon, 0)
+        if "--keep" not in argv:
+            shutil.rmtree(root, ignore_errors=True)
+    print("\nDone: three messages submitted, four delivered, one report, nothing lost.")
+    return 0

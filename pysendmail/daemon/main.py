@@ -1,0 +1,156 @@
+"""The runner as a process: what it is made of, put together once, and its end.
+
+It is a child of the supervisor. It gets its sockets open, its settings checked and its identity set, adds what can only
+be taken away (no new privileges, no core files), takes the spool's lock and runs until SIGTERM or until the spawner is
+gone. SIGTERM lets the deliveries that are out come back first.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from filelock import FileLock, Timeout
+
+from .. import __version__
+from ..config import Config
+from ..deliver import request
+from ..events import Events, Log
+from ..paths import Paths
+from ..route.aliases import Aliases
+from ..route.expand import Expander
+from ..route.router import Router
+from ..spool import queue_id
+from ..spool.queue import Queue, needs_directory_sync, prepare
+from ..users import Users
+from . import agents, doors
+from .control import ControlDoor
+from .intake import Intake
+from .report import Reports
+from .runner import Runner
+
+WRITER = 0  # queue ids of the runner; listeners get others
+BEAT_EVERY = 5.0  # seconds between signs of life
+STOP_WITHIN = 8.0  # seconds that deliveries which are out may take after SIGTERM
+LOCK_WITHIN = 10.0  # seconds to wait for a runner that is just ending
+EX_TEMPFAIL, EX_OK = 75, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """What the supervisor has opened: link = to the spawner; the others are bound already."""
+
+    link: socket.socket
+    wake: socket.socket
+    submit: socket.socket
+    control: socket.socket
+
+
+def run(paths: Paths, config: Config, users: Users, log: Log, sockets: Sockets) -> int:
+    """The whole life of a runner; its exit code."""
+    events = Events(log)
+    prepare(paths)
+    lock = FileLock(paths.lock)
+    try:
+        lock.acquire(timeout=LOCK_WITHIN)
+    except Timeout:
+        events.trouble(f"another runner has {paths.lock}; this one ends")
+        return EX_TEMPFAIL
+    with lock:
+        return asyncio.run(_serve(paths, config, users, events, sockets))
+
+
+async def _serve(paths: Paths, config: Config, users: Users, events: Events, sockets: Sockets) -> int:
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
+
+    def end(reason: str) -> None:
+        if not stop.done():
+            stop.set_result(reason)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, signal.Signals(number).name)
+    runner, intake, local = _assemble(loop, paths, config, users, events, sockets)
+    for one in (sockets.link, sockets.wake, sockets.submit, sockets.control):
+        one.setblocking(False)
+    loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, local, end)
+
+    def woken() -> None:
+        doors.drain(sockets.wake)
+        runner.wake()
+
+    loop.add_reader(sockets.wake.fileno(), woken)
+
+    def adopt(name: str) -> None:
+        message = intake.readopt(name)
+        if message is not None:
+            runner.accept(message)
+
+    door = doors.SubmissionDoor(paths, queue_id.Ids(WRITER + 1, time.time), events, config.limits.message_size, adopt,
+                                time.time)
+    control = ControlDoor(paths, config, runner, events)
+    servers = [await loop.create_unix_server(door.connect, sock=sockets.submit),
+               await loop.create_unix_server(control.connect, sock=sockets.control)]
+    runner.attach(intake)
+    events.started(__version__)
+    _beat(loop, sockets.link, {"ready": True})
+    reason = await stop
+    for server in servers:
+        server.close()
+    await runner.stop(STOP_WITHIN)
+    local.close()
+    events.stopped(reason)
+    return EX_OK
+
+
+def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users, events: Events,
+              sockets: Sockets) -> tuple[Runner, Intake, agents.Agents]:
+    router = Router(config)
+    aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
+    expander = Expander(router, aliases, users)
+    queue = Queue(paths, time.time, sync_directories=needs_directory_sync(paths.queue))
+    local = agents.Agents(loop, sockets.link, events)
+    reports = Reports(config, queue, time.time, router.qualify("postmaster"))
+    runner = Runner(loop, config, queue, expander, local, reports, events, time.time, random.random)
+    intake = Intake(paths, queue, queue_id.Ids(WRITER, time.time), users, config, router, events, time.time,
+                    runner.is_full)
+    return runner, intake, local
+
+
+def _from_spawner(link: socket.socket, local: agents.Agents, end: Callable[[str], None]) -> None:
+    try:
+        packet, fds, _, _ = socket.recv_fds(link, request.MAX_PACKET, 1)
+    except (BlockingIOError, InterruptedError):
+        return
+    except OSError:
+        packet, fds = b"", []
+    if not packet:
+        end("spawner is gone")  # nothing can be delivered without it; the next start finds everything
+        asyncio.get_running_loop().remove_reader(link.fileno())
+        return
+    local.granted(request.decode(packet), fds)
+
+
+def _beat(loop: asyncio.AbstractEventLoop, link: socket.socket, value: dict[str, bool]) -> None:
+    try:
+        link.send(request.encode(dict(value)))
+    except OSError:
+        pass
+    loop.call_later(BEAT_EVERY, _beat, loop, link, {"beat": True})
+
+
+def harden() -> None:
+    """What a process without privilege still can give up: new privileges by exec, core files."""
+    import ctypes  # noqa: PLC0415 - once, in the child
+
+    pr_set_no_new_privs, pr_set_pdeathsig = 38, 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(pr_set_no_new_privs, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    libc.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() == 1:
+        raise OSError(3, "the supervisor is gone")

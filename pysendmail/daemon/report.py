@@ -1,0 +1,121 @@
+"""Reports about queued messages: who is told what, and the queueing of it.
+
+`plan` says what has to be told now (pure: it reads the state), `commit` writes the report into the queue, durably. The
+runner journals a plan before it commits it. A message whose sender cannot be told goes to the postmaster as a notice; when
+that fails too there is nobody left, and the message is held for an administrator: kept, never lost. RFC 3461, RFC 3464.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..config import Config
+from ..mail import dsn, headers
+from ..mail.envelope import Envelope, Origin, Recipient
+from ..mail.outcome import Outcome, one_line
+from ..spool import queue_id
+from ..spool.journal import Progress
+from ..spool.queue import Message, Queue
+
+NO_REPLY = frozenset(("never",))  # NOTIFY of our own reports: there is no report about a report
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A report to be made. report_id "" = nobody can be told. targets: the numbers it tells of. title, why: for the log."""
+
+    report_id: str
+    number: int
+    recipient: str
+    targets: tuple[int, ...]
+    results: tuple[dsn.Result, ...]
+    is_notice: bool
+    title: str
+    why: str
+
+
+class Reports:
+    """Makes the reports of one runner."""
+
+    def __init__(self, config: Config, queue: Queue, clock: Callable[[], float], postmaster: str) -> None:
+        self._config = config
+        self._queue = queue
+        self._clock = clock
+        self._postmaster = postmaster
+
+    def plan(self, message: Message, kind: str) -> Plan | None:
+        """What is to be told now. kind: "final" (failures, asked-for successes) or "delayed"; None = nothing."""
+        envelope = message.envelope
+        told = [(n, p, _action(p)) for n, p in message.state.progress.items() if _is_due(p, kind)]
+        wanted = [(n, p, action) for n, p, action in told
+                  if dsn.wanted(envelope, envelope.recipients[p.recipient], action)]
+        is_notice = False
+        if not wanted and not envelope.sender and kind == "final":
+            wanted = [entry for entry in told if entry[2] == dsn.FAILED and not _is_silent(envelope, entry[1])]
+            is_notice = bool(wanted)
+        if not wanted or kind == "delayed" and self._is_bulk(message):
+            return None
+        number = message.state.reports + 1
+        results = tuple(dsn.Result(envelope.recipients[p.recipient], p.target.address, _outcome(p), action)
+                        for _, p, action in wanted)
+        titles = {dsn.FAILED: "DSN", dsn.DELAYED: "sender notify", dsn.DELIVERED: "return receipt"}
+        why = results[0].outcome.reason
+        found = queue_id.derived(message.id, number)
+        if not found:
+            why = f"cannot be delivered and nobody is left to be told: {why}"
+        title = "postmaster notify" if is_notice else titles.get(results[0].action, "DSN")
+        return Plan(found, number, self._postmaster if is_notice else envelope.sender, tuple(n for n, _, _ in wanted),
+                    results, is_notice, title, why)
+
+    def commit(self, message: Message, plan: Plan) -> Message:
+        """Write the report into the queue. Raises OSError: it is not there."""
+        now = self._clock()
+        reporter = dsn.Reporter(plan.report_id, self._config.hostname, now, time.localtime(now).tm_gmtoff)
+        original = self._original(message)
+        if plan.is_notice:
+            text = dsn.postmaster_notice(message.envelope, plan.results, original, reporter)
+        else:
+            until = message.envelope.received_at + self._config.queue.lifetime
+            text = dsn.report(message.envelope, plan.results, original, reporter,
+                              retry_until=until if plan.results[0].action == dsn.DELAYED else 0.0)
+        envelope = Envelope(plan.report_id, "", (Recipient(plan.recipient, NO_REPLY),), now, Origin("runner"),
+                            "8bitmime" if not text.isascii() else "", scanned=True)
+        return self._queue.commit(envelope, [text])
+
+    def _original(self, message: Message) -> dsn.Original:
+        fd = self._queue.open(message)
+        try:
+            start = os.pread(fd, dsn.MAX_HEAD + dsn.MAX_BODY, message.offset)
+        finally:
+            os.close(fd)
+        _, header_end, body_at = headers.scan(start)
+        return dsn.Original(start[:header_end], start[body_at:body_at + dsn.MAX_BODY],
+                            max(0, message.length - message.offset - body_at))
+
+    def _is_bulk(self, message: Message) -> bool:
+        return dsn.is_bulk(self._original(message).head)
+
+
+def _is_due(progress: Progress, kind: str) -> bool:
+    if progress.is_replaced or progress.is_reported:
+        return False
+    if kind == "delayed":
+        return progress.is_open
+    return progress.outcome is not None and progress.outcome.is_final
+
+
+def _action(progress: Progress) -> str:
+    if progress.is_open:
+        return dsn.DELAYED
+    return dsn.FAILED if progress.outcome is not None and progress.outcome.is_failed else dsn.DELIVERED
+
+
+def _outcome(progress: Progress) -> Outcome:
+    return progress.outcome or Outcome("4.0.0", one_line("not tried yet"))
+
+
+def _is_silent(envelope: Envelope, progress: Progress) -> bool:
+    """Whether the submitter has asked that nobody hears of this failure. Our own reports ask for that, and are told of."""
+    asked = "never" in envelope.recipients[progress.recipient].notify or envelope.errors == "q"
+    return asked and envelope.origin.kind != "runner"

@@ -1,0 +1,276 @@
+"""`pysendmaild`: reads the settings, opens the sockets, starts the runner, and becomes the spawner.
+
+As root it does nothing after the start but fork and become users (deliver/spawner.py); the runner is a child that has
+given root up before its first instruction. When the runner ends it is started again, after RESTART_FIRST seconds and then
+longer; SIGHUP reads the settings anew and replaces the runner; SIGTERM stops it and ends. Signs of life go to the service
+manager only as long as the runner gives them (Type=notify with a watchdog): a runner that hangs is a service that hangs.
+
+Started by anybody else (the demo, tests, a container of one user) it runs all of this with the caller's own identity below
+a private root. The same code, minus becoming somebody else.
+"""
+
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from dataclasses import dataclass, field
+
+from .. import __version__, config
+from ..deliver import agent, identity, spawner
+from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
+from ..paths import Paths
+from ..users import SystemUsers, User, Users
+from .service import Service
+
+RUNNER_USER = "_pysendmail"
+RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended is started again
+STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for a failed start
+STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
+BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
+BACKLOG = 64
+
+EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_CONFIG = 0, 64, 70, 71, 78
+
+USAGE = f"""usage: pysendmaild [--help | --version]
+The mail daemon of pysendmail {__version__}. It stays in the foreground; settings: pysendmail.toml(5).
+"""
+
+
+@dataclass(slots=True)
+class Runner:
+    """The running child. started, beaten: monotonic seconds."""
+
+    pid: int
+    link: socket.socket
+    started: float
+    beaten: float
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """The state of this process. who: whom the runner becomes, None = itself."""
+
+    paths: Paths
+    users: Users
+    log: Log
+    service: Service
+    settings: config.Config
+    who: User | None
+    sockets: dict[str, socket.socket] = field(default_factory=dict)
+    runner: Runner | None = None
+    server: spawner.Spawner | None = None
+    restart_at: float = 0.0
+    wait: float = RESTART_FIRST
+    is_stopping: bool = False
+    signals: int = -1
+
+    # ---- start
+
+    def open_sockets(self) -> None:
+        """Bind what the runner listens on; it keeps them over restarts of the runner, so that no client is refused."""
+        os.makedirs(self.paths.run, 0o755, exist_ok=True)
+        for name, kind in (("wake", socket.SOCK_DGRAM), ("submit", socket.SOCK_STREAM), ("control", socket.SOCK_STREAM)):
+            path = f"{self.paths.run}/{name}"
+            if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)  # of an earlier daemon; two at once are kept apart by the runner's lock
+            opened = socket.socket(socket.AF_UNIX, kind)
+            opened.bind(path)
+            os.chmod(path, 0o666)
+            if kind == socket.SOCK_STREAM:
+                opened.listen(BACKLOG)
+            self.sockets[name] = opened
+
+    def start_runner(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            self._become_runner(theirs)
+        theirs.close()
+        now = time.monotonic()
+        self.runner = Runner(pid, ours, now, now)
+        self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
+                                      self._ready, self._beat)
+
+    def _become_runner(self, link: socket.socket) -> None:
+        """In the child: give everything up, then run. It never returns."""
+        code = EX_SOFTWARE
+        try:
+            opened = [link, *self.sockets.values()]
+            identity.clean({one.fileno() for one in opened} | self._log_descriptors())
+            if self.who is not None:
+                identity.become(self.who)
+            from . import main  # noqa: PLC0415 - asyncio and all that is loaded in the child alone
+
+            main.harden()
+            code = main.run(self.paths, self.settings, self.users, self.log, main.Sockets(link, **self.sockets))
+        except BaseException as problem:
+            self.log(ERROR, f"SYSERR(root): runner: {type(problem).__name__}: {problem}")
+        finally:
+            os._exit(code)
+
+    def _log_descriptors(self) -> set[int]:
+        return {2} if self.log is to_stderr else set()
+
+    # ---- life
+
+    def serve(self) -> int:
+        """Until SIGTERM; the exit code."""
+        read, self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self.signals)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, _nothing)
+        self.open_sockets()
+        self.start_runner()
+        while True:
+            watched = [read] if self.runner is None else [read, self.runner.link.fileno()]
+            ready = spawner.wait_readable(watched, self._pause())
+            if read in ready:
+                for number in os.read(read, 4096):
+                    self._signalled(number)
+            if self.runner is not None and self.server is not None and self.runner.link.fileno() in ready:
+                if not self.server.answer():
+                    self._end_runner("closed its socket")
+            if self.is_stopping and self.runner is None:
+                return EX_OK
+            if self.runner is None and time.monotonic() >= self.restart_at:
+                self._restart()
+            self._watch()
+
+    def _pause(self) -> float:
+        if self.runner is None:
+            return max(0.0, self.restart_at - time.monotonic())
+        return 5.0
+
+    def _restart(self) -> None:
+        try:
+            self.start_runner()
+        except OSError as trouble:
+            self.log(ERROR, f"SYSERR(root): cannot start the runner: {trouble.strerror}")
+            self.restart_at = time.monotonic() + RESTART_MOST
+
+    def _signalled(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGHUP:
+            self._reload()
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            self.is_stopping = True
+            self.service.tell("STOPPING=1")
+            self._stop_runner()
+
+    def _stop_runner(self) -> None:
+        if self.runner is not None:
+            os.kill(self.runner.pid, signal.SIGTERM)
+            self.runner.started = time.monotonic()  # from here on: the time it has had to stop
+
+    def _reap(self) -> None:
+        if self.server is None:
+            return
+        for pid, code in self.server.reap():
+            if self.runner is not None and pid == self.runner.pid:
+                self._runner_ended(code)
+
+    def _runner_ended(self, code: int) -> None:
+        assert self.runner is not None
+        lived = time.monotonic() - self.runner.started
+        self.runner.link.close()
+        self.runner = None
+        if self.is_stopping:
+            return
+        if code != 0:
+            self.log(WARNING, f"SYSERR(root): runner ended ({code}) after {lived:.0f} s, starting another")
+            self.wait = RESTART_FIRST if lived > STEADY_AFTER else min(self.wait * 2, RESTART_MOST)
+        else:
+            self.wait = 0.0
+        self.restart_at = time.monotonic() + self.wait
+
+    def _end_runner(self, why: str) -> None:
+        """A runner that is of no use any more."""
+        assert self.runner is not None
+        self.log(WARNING, f"SYSERR(root): runner {why}")
+        os.kill(self.runner.pid, signal.SIGKILL)
+        pid, status = os.waitpid(self.runner.pid, 0)
+        self._runner_ended(os.waitstatus_to_exitcode(status))
+
+    def _reload(self) -> None:
+        """Take on new settings, if they are good; otherwise say why and go on with the old ones."""
+        self.service.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self.settings = config.load(self.paths)
+        except config.ConfigError as problem:
+            for line in problem.problems:
+                self.log(ERROR, f"SYSERR(root): settings are not changed: {line}")
+            self.service.tell("READY=1", "STATUS=settings are broken, running with the old ones")
+            return
+        self.log(NOTICE, "restarting the runner due to SIGHUP")
+        self._stop_runner()
+
+    def _ready(self) -> None:
+        self.service.tell("READY=1", "STATUS=running")
+        self._beat()
+
+    def _beat(self) -> None:
+        if self.runner is not None:
+            self.runner.beaten = time.monotonic()
+
+    def _watch(self) -> None:
+        if self.runner is None:
+            return
+        now = time.monotonic()
+        if self.is_stopping and now - self.runner.started > STOP_WITHIN:
+            os.kill(self.runner.pid, signal.SIGKILL)
+        if now - self.runner.beaten < BEAT_WITHIN:
+            self.service.tell("WATCHDOG=1")
+
+
+def _nothing(number: int, frame: object) -> None:
+    """A signal's only effect is its byte in the wake-up pipe."""
+
+
+def agent_settings(settings: config.Config, paths: Paths) -> agent.Settings:
+    """What agents inherit."""
+    mail_dir = settings.local.mail_dir or paths.mail
+    group = None
+    if os.geteuid() == 0:
+        try:
+            group = os.stat(mail_dir).st_gid
+        except OSError:
+            group = None  # no such directory: the deliveries say so, each for itself
+    return agent.Settings(settings.local.mailbox, mail_dir, group or None, settings.hostname,
+                          settings.local.recipient_delimiter, settings.local.forward, settings.local.mailbox_size,
+                          lock_wait=agent.LOCK_WAIT)
+
+
+def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log | None = None) -> int:
+    """The whole life of the daemon; its exit code."""
+    if argv[1:] == ["--version"]:
+        print(f"pysendmaild {__version__}")
+        return EX_OK
+    if argv[1:]:
+        print(USAGE, end="", file=sys.stdout if argv[1:] == ["--help"] else sys.stderr)
+        return EX_OK if argv[1:] == ["--help"] else EX_USAGE
+    os.umask(0o022)
+    try:
+        settings = config.load(paths)
+    except config.ConfigError as problem:
+        for line in problem.problems:
+            print(f"pysendmaild: {line}", file=sys.stderr)
+        return EX_CONFIG
+    users = users or SystemUsers(time.monotonic)
+    who = None
+    if os.geteuid() == 0:
+        who = users.lookup(RUNNER_USER)
+        if who is None:
+            print(f"pysendmaild: there is no user {RUNNER_USER}; is the package installed?", file=sys.stderr)
+            return EX_OSERR
+    supervisor = Supervisor(paths, users, log or Syslog(), Service(), settings, who)
+    try:
+        return supervisor.serve()
+    except OSError as trouble:
+        print(f"pysendmaild: {trouble}", file=sys.stderr)
+        supervisor.log(ERROR, f"SYSERR(root): {trouble}")
+        return EX_OSERR
+
+

@@ -1,0 +1,70 @@
+"""Becoming somebody else for good, and starting clean: what every child of the root process does first.
+
+Order: session, descriptors, signals, umask, limits, supplementary groups, group, user; then everything is read back, and a
+child that is not exactly what it should be ends without having done anything (sendmail and Linux capabilities
+CVE-2000-0506, Exim CVE-2011-0017: the result of setuid was not looked at; maildrop CVE-2010-0301: the group stayed root).
+"""
+
+import os
+import resource
+import signal
+
+from ..users import User
+
+UMASK = 0o077
+MAX_FILES = 1024
+EX_TEMPFAIL = 75
+
+
+class NotBecome(Exception):
+    """The process is not what it should be now. The only thing left to do is to end it."""
+
+
+def clean(keep: set[int]) -> None:
+    """A session of its own, no descriptors but 0-2 (on /dev/null) and `keep`, default signals, a safe umask.
+
+    Python ignores SIGPIPE and SIGXFSZ at start, and children inherit that: all handlers are reset here.
+    """
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    last = 3
+    for fd in sorted(keep):
+        os.closerange(last, fd)
+        last = fd + 1
+    os.closerange(last, 65536 if limit == resource.RLIM_INFINITY else max(limit, last))
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(UMASK)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    os.chdir("/")
+
+
+def become(user: User, *, saved_group: int | None = None) -> None:
+    """Take on a user's groups, gid and uid, irrevocably; then read it all back. Raises NotBecome or OSError.
+
+    saved_group: a group that stays reachable by setegid (the mailbox group), and only by that.
+    """
+    saved = user.gid if saved_group is None else saved_group
+    groups = os.getgrouplist(user.name, user.gid)
+    os.setgroups(groups)
+    os.setresgid(user.gid, user.gid, saved)
+    os.setresuid(user.uid, user.uid, user.uid)
+    if os.getresuid() != (user.uid,) * 3 or os.getresgid() != (user.gid, user.gid, saved):
+        raise NotBecome("ids are not the user's")
+    if set(os.getgroups()) - {user.gid} != set(groups) - {user.gid}:
+        raise NotBecome("groups are not the user's")
+    if user.uid != 0:
+        try:
+            os.setuid(0)
+        except PermissionError:
+            return
+        raise NotBecome("the way back to root is open")
