@@ -1,8 +1,8 @@
 """A Debian of our own: made by debootstrap, installed by apt, entered as a chroot or booted by systemd-nspawn.
 
-The base (Debian, the programs that send mail, users, no mail system) is built once for each suite and kept in CACHE; every
-Debian is a copy of it. Packages come from the mirror that this machine's apt uses, with this machine's apt settings.
-Commands that install see this machine's network; a booted Debian has a loopback interface and nothing else.
+The base (Debian, the programs that send mail, users, no mail system) is built once for each suite and kept in CACHE;
+every Debian is a copy of it. Packages come from the mirror that this machine's apt uses, with this machine's apt
+settings. Commands that install see this machine's network; a booted Debian has a loopback interface and nothing else.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ COMMAND_TIME = 60
 POLL = 0.05
 VERSION = 1  # of the recipe below; a new number makes a new base
 
-# In the new namespaces, before the command: the name of the host, and a loopback interface where the network is private.
+# Before the command, in its new namespace of host names.
 _PREPARE = 'hostname "$1"; shift; exec "$@"'
 
 Result = subprocess.CompletedProcess[bytes]
@@ -138,9 +138,9 @@ class Debian:
             words.insert(1, "--keep-unit")  # nobody here who could make one
         # The caller may itself be in a sandbox that allows no further system call filter.
         environment = {"PATH": PATH, "SYSTEMD_SECCOMP": "0", "SYSTEMD_NSPAWN_LOCK": "0"}
-        self._nspawn = subprocess.Popen(["sh", "-c", _ENTER_GROUPS, "sh", str(len(self._groups)), *map(str, self._groups),
-                                         *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                        start_new_session=True)
+        groups = [str(len(self._groups)), *map(str, self._groups)]
+        self._nspawn = subprocess.Popen(["sh", "-c", _ENTER_GROUPS, "sh", *groups, *words], stdin=subprocess.DEVNULL,
+                                        stdout=log, stderr=log, env=environment, start_new_session=True)
         log.close()
         until(self._is_booted, "the Debian has booted", BOOT_TIME)
 
@@ -167,8 +167,8 @@ class Debian:
             timeout: float = COMMAND_TIME) -> Result:
         """Run a command in the booted Debian, as root or as a user."""
         home = f"/home/{user}" if user else "/root"
-        words = ["nsenter", f"--target={self._leader()}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd",
-                 "--", "env", "-i", f"PATH={PATH}", f"HOME={home}", f"USER={user or 'root'}", "LANG=C.UTF-8"]
+        words = ["nsenter", f"--target={self._leader()}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root",
+                 "--wd", "--", "env", "-i", f"PATH={PATH}", f"HOME={home}", f"USER={user or 'root'}", "LANG=C.UTF-8"]
         if user:
             words += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"]
         return run([*words, *command], command, content, check, timeout)
@@ -212,8 +212,22 @@ class Debian:
         (self.root.parent / f"{self.root.name}.console").unlink(missing_ok=True)
 
 
+def copy_source(source: Path, target: Path) -> None:
+    """The source tree as a fresh clone has it: without what builds and tools have left."""
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(
+        ".git", ".venv", "dist", "build", ".pybuild", "*_cache", ".hypothesis", "__pycache__", "*.egg-info"))
+
+
 # $1 groups follow, then the command: move into each, then become the command.
-_ENTER_GROUPS = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo $$ >"$1/cgroup.procs" || :; shift; n=$((n-1)); done; exec "$@"'
+_ENTER_GROUPS = """n=$1
+shift
+while [ "$n" -gt 0 ]; do
+    echo $$ >"$1/cgroup.procs"
+    shift
+    n=$((n - 1))
+done
+exec "$@"
+"""
 
 
 def own_groups(name: str) -> list[Path]:

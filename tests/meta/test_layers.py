@@ -19,7 +19,7 @@ MAX_LINES = 400  # a longer module is usually two
 LAYERS = (
     ("paths",),
     ("mail", "smtp"),
-    ("spool", "route", "config", "events"),
+    ("spool", "route", "config", "events", "users"),
     ("net", "auth", "deliver"),
     ("daemon",),
     ("cli",),
