@@ -22,7 +22,8 @@ class Target:
     kind: MAILBOX (of `user`), FILE or COMMAND (of `user`'s .forward, or of alias `source`), RELAY (to `address`), KNOWN
     (nothing to deliver: `outcome` is known already, such as an unknown user or /dev/null).
     address: as reached last: what Delivered-To, RCPT and reports name. detail: of user+detail. sender: what replaces
-    the envelope sender (owner- of a list; "" = null), None = unchanged. use_forward: False after "\\user".
+    the envelope sender (owner- of a list; "" = null), None = unchanged. use_forward: False after "\\user". via: users
+    whose .forward led here, oldest first, with ":" between them; where one is met again, the loop ends in that mailbox.
     """
 
     kind: str
@@ -34,12 +35,16 @@ class Target:
     words: str = ""
     sender: str | None = None
     use_forward: bool = True
+    via: str = ""
     outcome: Outcome | None = None
 
     def key(self) -> tuple[str, ...]:
-        """Two targets of one message with the same key are duplicates: one copy is enough."""
+        """Two targets of one message with the same key are duplicates: one copy is enough.
+
+        A mailbox without its .forward is another place: "\\alice" in alice's own .forward is no duplicate of alice.
+        """
         if self.kind == MAILBOX:
-            return (self.kind, self.user, self.detail)
+            return (self.kind, self.user, self.detail, "" if self.use_forward else "\\")
         if self.kind in (FILE, COMMAND):
             return (self.kind, self.user, self.source, self.digest)
         return (self.kind, self.address)
@@ -70,7 +75,7 @@ class Target:
         return replace(self, sender=sender)
 
 
-_TEXT = ("kind", "address", "user", "detail", "source", "digest", "words")
+_TEXT = ("kind", "address", "user", "detail", "source", "digest", "words", "via")
 _NAMES = frozenset((*_TEXT, "sender", "use_forward", "outcome"))
 
 
