@@ -15,7 +15,7 @@ MINUTE = 130  # seconds within which cron has started something that it starts e
 @pytest.fixture(scope="module")
 def host(debian: Debian) -> Debian:
     """Installed with what sends mail on a Debian host, root's mail going to alice, and booted."""
-    debian.install(PACKAGE, "bsd-mailx", "mailutils", "s-nail")
+    debian.install(PACKAGE, "bsd-mailx", "mailutils", "s-nail", "logwatch")
     aliases = debian.path("/etc/aliases")
     aliases.write_text(aliases.read_text() + "root: alice\n")
     debian.boot()
@@ -164,6 +164,15 @@ def test_log_lines_are_sendmails(host: Debian) -> None:
     line = r"(?:sendmail|sm-mta)\[\d+\]: \w{8}\d{6}: "
     assert re.search(line + r"from=<alice@host\.example\.test>, size=\d+, .*nrcpts=1, .*relay=", log)
     assert re.search(line + r"to=.*bob.*, .*mailer=local, .*dsn=2\.0\.0, stat=Sent", log)
+
+
+def test_logwatch_understands_every_line(host: Debian) -> None:
+    """From the journal, by the example that the package brings."""
+    example = host.path("/usr/share/doc/pysendmail/examples/logwatch-sendmail.conf")
+    host.write("/etc/logwatch/conf/services/sendmail.conf", example.read_text())
+    report = host.run("logwatch", "--output", "stdout", "--range", "all", "--service", "sendmail", "--detail", "high")
+    assert re.search(rb"Messages To Recipients: +[1-9]", report.stdout)
+    assert b"Unmatched" not in report.stdout, report.stdout
 
 
 def test_purge_keeps_undelivered_mail_and_a_new_installation_delivers_it(host: Debian) -> None:
