@@ -26,6 +26,8 @@ from .trace import MAILER_DAEMON, addr_spec, date, digits, quoted, word
 MAX_NAME = 200  # characters of a full name
 MAX_LINE = 998  # bytes of a line without its end (RFC 5322 section 2.1.1)
 MAX_MESSAGE_ID = 250  # characters of a Message-ID in the log
+LONG_LINE = 900  # bytes, where a line that became too long is folded
+RESERVED = 8 * 1024  # bytes of the longest header that stay free for what is added; completing must not fill them
 FOLD_AT = 76  # bytes of a line of ours, where it can be folded
 NO_VISIBLE_RECIPIENT = b"To: undisclosed-recipients:;\n"
 
@@ -35,7 +37,6 @@ _NOT_BLANK = frozenset((b"from", b"date", b"message-id", b"to", b"cc"))
 _COMPLETED = frozenset(prefix + name for prefix in (b"", b"resent-")
                        for name in (b"from", b"sender", b"reply-to", b"to", b"cc"))
 _VISIBLE = frozenset((b"to", b"cc", b"resent-to", b"resent-cc"))
-_TRACE = frozenset((b"received", b"return-path", b"delivered-to"))
 _MIME = frozenset((b"mime-version", b"content-type", b"content-transfer-encoding"))
 
 _SEPARATORS = frozenset(b",;<(")
@@ -85,20 +86,23 @@ def complete(head: bytes, facts: Facts) -> bytes:
     if facts.is_gateway:
         return b"".join([head[start:end] for name, start, end in fields if name not in _DROPPED_BY_GATEWAY])
     domain = addr_spec("x@" + facts.mailname)[1:]
+    resent = headers.newest_resent(fields)
+    room = headers.MAX_HEADER - RESERVED - len(head)
     parts: list[bytes] = []
     seen: set[bytes] = set()
-    newest = _NewestResent()
     for name, start, end in fields:
-        newest.note(name, len(parts))
+        if resent and start == resent[0][1]:
+            parts += _missing({name for name, _, _ in resent}, facts, b"Resent-")
         if name in _DROPPED:
             continue
         field = head[start:end]
         if name in _NOT_BLANK and not field.partition(b":")[2].strip():
             continue
         seen.add(name)
-        parts.append(_with_domain(field, domain) if name in _COMPLETED else field)
-    if newest.names:
-        parts.insert(newest.position, b"".join(_missing(newest.names, facts, b"Resent-")))
+        if name in _COMPLETED:
+            field = _with_domain(field, domain, room)
+            room -= len(field) - (end - start)
+        parts.append(field)
     parts += _missing(seen, facts)
     if facts.add_undisclosed and _VISIBLE.isdisjoint(seen):
         parts.append(NO_VISIBLE_RECIPIENT)
@@ -154,34 +158,6 @@ def encoded_words(value: str) -> bytes:
     return b"\n ".join(b"=?UTF-8?Q?%s?=" % part for part in [*words, current])
 
 
-class _NewestResent:
-    """The first Resent- block, which is the newest: blocks are put on top (RFC 5322 section 3.6.6).
-
-    It ends where a name comes again (but not twice in a row) or another host's trace stands between two resendings: the
-    same rule by which headers.recipients chooses. position: in front of which part its first field stands.
-    """
-
-    __slots__ = ("is_closed", "last", "names", "position")
-
-    def __init__(self) -> None:
-        self.names: set[bytes] = set()
-        self.last = b""
-        self.position = 0
-        self.is_closed = False
-
-    def note(self, name: bytes, position: int) -> None:
-        if self.is_closed:
-            return
-        if name.startswith(b"resent-"):
-            if not self.names:
-                self.position = position
-            self.is_closed = name in self.names and name != self.last
-            self.names.add(name)
-            self.last = name
-        elif self.names and name in _TRACE:
-            self.is_closed = True
-
-
 def _clean(head: bytes, fields: list[headers.Field]) -> tuple[bytes, list[headers.Field]]:
     """The header without NUL and bare CR. The spans are made anew, not found again: each field stays the one it was."""
     parts, spans, position = [], [], 0
@@ -222,38 +198,39 @@ def _mailbox(facts: Facts) -> bytes:
     return b"%s%s<%s>" % (name, b"\n " if len(name) + len(where) > FOLD_AT - 9 else b" ", where)
 
 
-def _with_domain(field: bytes, domain: bytes) -> bytes:
-    """The field with "@domain" behind each address that has none."""
+def _with_domain(field: bytes, domain: bytes, room: int) -> bytes:
+    """The field with "@domain" behind each address that has none; as it is if that takes more than `room` bytes."""
     at = field.index(b":") + 1
     value = field[at:]
     try:
         found = address.parse_list(value)
     except address.AddressError:
         return field
-    bare = [(start, end) for spec, start, end in found
-            if not address.split(spec)[1] and _is_word(spec, value[start:end])]
-    if not bare or (len(found) > 1 and _SEPARATORS.isdisjoint(value)):
-        return field  # "From: Cron Daemon" is a name that lacks its address, not two users
-    result = _inserted(value, bare, domain, fold=False)
+    places = [(start, end, domain if _is_bare(spec, value[start:end]) else b"") for spec, start, end in found]
+    growth = len(domain) * sum(added is domain for _, _, added in places)
+    if not growth or growth > room or (len(found) > 1 and _SEPARATORS.isdisjoint(value)):
+        return field  # (the last: "From: Cron Daemon" is a name that lacks its address, not two users)
+    result = _inserted(value, places, at, len(field) + growth)
     if len(result) > MAX_LINE and max(map(len, result.split(b"\n"))) > MAX_LINE:
-        result = _inserted(value, bare, domain, fold=True)  # the line was in bounds until we came
+        result = _inserted(value, places, at, LONG_LINE)
     return field[:at] + result
 
 
-def _is_word(spec: bytes, written: bytes) -> bool:
-    """Whether "@domain" behind it makes an address of it: not behind "<>", nor behind words without their quotes."""
-    return bool(spec) and (spec[-1:] != b'"' or written[-1:] == b'"')
+def _is_bare(spec: bytes, written: bytes) -> bool:
+    """Whether "@domain" behind it makes an address of it: not behind "<>", nor behind words that lack their quotes."""
+    return bool(spec) and not address.split(spec)[1] and (spec[-1:] != b'"' or written[-1:] == b'"')
 
 
-def _inserted(value: bytes, places: list[tuple[int, int]], domain: bytes, *, fold: bool) -> bytes:
+def _inserted(value: bytes, places: list[tuple[int, int, bytes]], column: int, limit: int) -> bytes:
+    """The value with what is to be added behind each address. A line that grows beyond `limit` is folded at a comma."""
     parts, done = [], 0
-    for start, end in places:
-        if fold and value[start - 2:start] == b", ":
-            parts += [value[done:start - 1], b"\n "]
-            done = start
-        elif fold and value[start - 1:start] == b",":
-            parts += [value[done:start], b"\n "]
-            done = start
-        parts += [value[done:end], domain]
+    for start, end, added in places:
+        before, written = value[done:start], value[start:end] + added
+        column = column + len(before) if b"\n" not in before else len(before) - before.rindex(b"\n") - 1
+        if column + len(written) > limit and before.endswith((b",", b", ")):
+            before = before.rstrip(b" ") + b"\n "
+            column = 1
+        column += len(written)
+        parts += [before, written]
         done = end
     return b"".join([*parts, value[done:]])

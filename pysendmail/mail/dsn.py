@@ -111,13 +111,13 @@ def wanted(envelope: Envelope, recipient: Recipient, action: str) -> bool:
 
     Never the null sender (RFC 5321 section 4.5.5). -oeq asks for silence; -oem, -oep, -oew and -oee get mail.
     """
-    if not envelope.sender or envelope.errors == "q" or "never" in recipient.notify:
+    if not envelope.sender or envelope.errors == "q":
         return False
     if not recipient.notify:
         return action not in _SUCCESSES
     if action in _SUCCESSES:
         return "success" in recipient.notify
-    return ("failure" if action == FAILED else "delay") in recipient.notify
+    return ("failure" if action == FAILED else "delay") in recipient.notify  # "never" stands alone and is neither
 
 
 def is_bulk(head: bytes) -> bool:

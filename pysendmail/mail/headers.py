@@ -21,7 +21,7 @@ MAX_HEADER = 128 * 1024  # bytes, From_ lines included
 MAX_LINES = 1000  # of the header, folded lines each counted
 MAX_FROM_LINE = 1000  # bytes
 
-_NAME = bytes(c for c in range(33, 127) if c != 58) + b"\0"  # NUL: dropped before anybody reads the name
+_NAME = bytes(c for c in range(33, 127) if c != 58)
 _TO = frozenset((b"to", b"cc", b"bcc"))
 _RESENT_TO = frozenset((b"resent-to", b"resent-cc", b"resent-bcc"))
 _TRACE = frozenset((b"received", b"return-path", b"delivered-to"))
@@ -66,12 +66,10 @@ def is_cut(data: bytes, fields: list[Field], body_start: int) -> bool:
 
 
 def field_name(line: bytes) -> bytes:
-    """The lower-case name if the line begins a header field, else b""."""
+    """The lower-case name if the line begins a header field, else b"". NUL does not count: nobody will see it later."""
     name, colon, _ = line.partition(b":")
-    name = name.rstrip(b" \t")
-    if not colon or name.translate(None, _NAME) or name.startswith(b"--"):
-        return b""
-    return name.replace(b"\0", b"").lower()
+    name = name.replace(b"\0", b"").rstrip(b" \t").lower()
+    return b"" if not colon or name.translate(None, _NAME) or name.startswith(b"--") else name
 
 
 def from_lines_end(data: bytes) -> int:
@@ -97,7 +95,7 @@ def recipients(data: bytes, fields: list[Field]) -> list[bytes]:
     the Resent- ones of the newest block. Raises AddressError. RFC 5322 3.6.6; sendmail and Postfix take every block.
     """
     if any(name.startswith(b"resent-") for name, _, _ in fields):
-        chosen = [field for field in _newest_resent(fields) if field[0] in _RESENT_TO]
+        chosen = [field for field in newest_resent(fields) if field[0] in _RESENT_TO]
     else:
         chosen = [field for field in fields if field[0] in _TO]
     found = []
@@ -107,7 +105,7 @@ def recipients(data: bytes, fields: list[Field]) -> list[bytes]:
     return found
 
 
-def _newest_resent(fields: list[Field]) -> list[Field]:
+def newest_resent(fields: list[Field]) -> list[Field]:
     """The uppermost block: until a name comes again (but for one given twice in a row) or a trace field intervenes."""
     block: list[Field] = []
     seen: set[bytes] = set()

@@ -162,6 +162,9 @@ def test_no_line_is_too_long_for_the_next_host() -> None:
     report = dsn.report(ENVELOPE, [FAILURE], Original(head, b"z" * 5000 + b"\n", 5001), REPORTER)
     assert max(map(len, report.split(b"\n"))) <= 998
     assert Parsed(report, 1).returned["X-Last"] == "z"
+    result = replace(FAILURE, final="\u65e5" * 400, outcome=Outcome("5.1.1", "\u65e5" * 400, "smtp; " + "\u672c" * 400))
+    report = dsn.report(ENVELOPE, [result], ORIGINAL, REPORTER)
+    assert max(map(len, report.split(b"\n"))) <= 998
     huge = dsn.report(ENVELOPE, [FAILURE], Original(b"X: " + b"y" * 100 + b"\n y" * 10**6, b"", 0), REPORTER)
     assert len(huge) < dsn.MAX_HEAD + 5000
 
@@ -209,6 +212,8 @@ def test_an_internationalized_message_comes_back_under_its_own_type() -> None:
     ("no type", None),
     (";bob", None),
     ("rf c822;bob", None),
+    ("rfc\u00fc;bob", None),
+    ("utf-8;a+41\\x{FC}@x", "utf-8; a+41\\x{FC}@x"),
     ("rfc822;", None),
 ])
 def test_original_recipient(orcpt: str, expected: str | None) -> None:
@@ -262,6 +267,13 @@ def test_the_senders_own_subject_and_id_are_shown() -> None:
     parsed = Parsed(dsn.report(ENVELOPE, [FAILURE], odd, REPORTER), 1)
     assert parsed.message["References"] is None
     assert "Subject" not in parsed.text
+
+
+def test_the_other_sides_words_are_not_said_twice() -> None:
+    assert "mx.remote.test said: 550 5.1.1" in Parsed(dsn.report(ENVELOPE, [FAILURE], ORIGINAL, REPORTER), 1).text
+    result = replace(FAILURE, outcome=replace(REFUSED, reason="mx refused: 550 5.1.1 no such user here"))
+    parsed = Parsed(dsn.report(ENVELOPE, [result], ORIGINAL, REPORTER), 1)
+    assert parsed.text.count("no such user here") == 1
 
 
 @pytest.mark.parametrize(("results", "subject"), [
