@@ -210,10 +210,10 @@ def _with_domain(field: bytes, domain: bytes, room: int) -> bytes:
     growth = len(domain) * sum(added is domain for _, _, added in places)
     if not growth or growth > room or (len(found) > 1 and _SEPARATORS.isdisjoint(value)):
         return field  # (the last: "From: Cron Daemon" is a name that lacks its address, not two users)
-    result = _inserted(value, places, at, len(field) + growth)
+    result = field[:at] + _inserted(value, places, at, len(field) + growth)
     if len(result) > MAX_LINE and max(map(len, result.split(b"\n"))) > MAX_LINE:
-        result = _inserted(value, places, at, LONG_LINE)
-    return field[:at] + result
+        result = field[:at] + _inserted(value, places, at, LONG_LINE)
+    return result
 
 
 def _is_bare(spec: bytes, written: bytes) -> bool:
