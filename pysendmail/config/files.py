@@ -35,6 +35,19 @@ def read_trusted(path: str) -> tuple[bytes, os.stat_result]:
         os.close(fd)
 
 
+def look_at(path: str) -> os.stat_result:
+    """What is known about a file that we can open and only root or we can write. Raises OSError, Untrusted."""
+    fd = os.open(path, _OPEN)
+    try:
+        seen = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if not stat.S_ISREG(seen.st_mode):
+        raise Untrusted("is not a regular file")
+    check_writers(seen)
+    return seen
+
+
 def check_writers(seen: os.stat_result) -> None:
     """Raises Untrusted if anybody but root and we could write this file or directory."""
     if seen.st_uid not in (0, os.geteuid()):

@@ -1,0 +1,81 @@
+"""pysendmail(8), the administrator's program: this module is its frame.
+
+Each command lies in a module of its own, which is loaded when it is used. What goes wrong is said in one line on
+stderr, and the exit code is one of sysexits.h: 64 for a command line that makes no sense, 75 when the daemon is needed
+and down, 78 for settings that are refused. `--json` output is an interface: keys are added, never changed.
+"""
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from .. import __version__
+from ..config import ConfigError
+from ..events import shown
+from ..paths import Paths
+from .ask import Unanswered
+
+EX_OK, EX_USAGE, EX_TEMPFAIL, EX_CONFIG = 0, 64, 75, 78
+INTERRUPTED = 130  # what shells call the end by SIGINT
+MAX_SHOWN = 2000  # characters of an error
+
+# Where each command is. The name of the function there is that of the command.
+COMMANDS = {"config": "admin_config", "queue": "admin_queue", "status": "admin_status"}
+
+
+class LazyGroup(click.Group):
+    """Commands of other modules, loaded when somebody asks for them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *COMMANDS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            found = getattr(import_module(f".{COMMANDS[cmd_name]}", __package__), cmd_name)
+            assert isinstance(found, click.Command)
+            return found
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=LazyGroup, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+def pysendmail() -> None:
+    """Look after the mail of this host: its queue, its settings, its state."""
+
+
+@pysendmail.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"pysendmail {__version__}")
+
+
+def main(args: list[str], paths: Paths) -> int:
+    """args: the words after the program's name. The exit code."""
+    try:
+        result = pysendmail.main(args, "pysendmail", standalone_mode=False, obj=paths)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else EX_OK
+    except click.UsageError as problem:
+        _say(f"{problem.format_message()} (see pysendmail --help)")
+        return EX_USAGE
+    except click.ClickException as problem:
+        _say(problem.format_message())
+        return problem.exit_code
+    except Unanswered as problem:
+        _say(str(problem))
+        return problem.code
+    except ConfigError as problem:
+        for line in problem.problems:
+            _say(line)
+        return EX_CONFIG
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EX_OK
+
+
+def _say(words: str) -> None:
+    print(f"pysendmail: {shown(words, MAX_SHOWN)}", file=sys.stderr)
