@@ -35,7 +35,10 @@ def listing(*items: dict[str, Any], **end: Any) -> bytes:
 
 
 class Control:
-    """Answers every question with the same bytes. requests: what was asked. hangs: connections stay open. deaf: unasked."""
+    """Answers every question with the same bytes. requests: what was asked.
+
+    hangs: connections stay open afterwards. deaf: the answer comes without a question.
+    """
 
     def __init__(self, paths: Paths, reply: bytes, *, hangs: bool = False, deaf: bool = False) -> None:
         self.requests: list[Any] = []

@@ -98,7 +98,8 @@ def test_the_program_starts_in_a_source_tree_and_loads_only_what_it_needs(paths:
             f"try: runpy.run_path({program!r}, run_name='__main__')\n"
             "except SystemExit as end: print(end.code)\n"
             "print([name for name in sys.modules if name.startswith('pysendmail.cli.admin_') or name == 'asyncio'])")
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd="/", capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd="/", capture_output=True, text=True, timeout=30,
+                          check=True)
     assert done.stdout == f"pysendmail {__version__}\n0\n[]\n"
 
 
@@ -301,15 +302,16 @@ def test_config_check_names_every_problem(run: Any, settings: Any) -> None:
     settings("[queue]\nlifetme = 7\nretry_max = 0\n")
     assert run("config", "check") == (
         78, "", "pysendmail: /etc/pysendmail/pysendmail.toml:2: [queue] lifetme: there is no such setting; did you "
-        "mean 'lifetime'?\npysendmail: /etc/pysendmail/pysendmail.toml:3: [queue] retry_max: must be at least 1, not 0\n")
+        "mean 'lifetime'?\n"
+        "pysendmail: /etc/pysendmail/pysendmail.toml:3: [queue] retry_max: must be at least 1, not 0\n")
     assert run("config", "show")[0] == 78
 
 
 def test_config_check_warns_of_a_password_that_others_can_read(run: Any, settings: Any) -> None:
     settings('[relay]\nusername = "u"\npassword = "hunter2"\n', 0o644)
     assert run("config", "check") == (
-        0, "settings are sound\n", "pysendmail: warning: /etc/pysendmail/pysendmail.toml:3: [relay] password: everybody "
-        "can read this file; chmod it to 0600\n")
+        0, "settings are sound\n", "pysendmail: warning: /etc/pysendmail/pysendmail.toml:3: [relay] password: "
+        "everybody can read this file; chmod it to 0600\n")
 
 
 def test_config_check_looks_at_the_files_that_settings_name(run: Any, paths: Paths, settings: Any) -> None:

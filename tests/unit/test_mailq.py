@@ -177,7 +177,8 @@ def test_monitors_count_right(paths: Paths, out: Any, number: int) -> None:
 @pytest.mark.parametrize(("args", "wanted"), [
     ([], {}), (["-v"], {}), (["-bp"], {}), (["-q"], {}), (["-q30m"], {}), (["-vi"], {}),
     (["-oQ/tmp/x", "-O", "Queue=x"], {}), (["-C", "-qIabc"], {"id": ["abc"]}),
-    (["-qRexample.org"], {"recipient": "example.org"}), (["-qSbob", "-qRcarol"], {"sender": "bob", "recipient": "carol"}),
+    (["-qRexample.org"], {"recipient": "example.org"}),
+    (["-qSbob", "-qRcarol"], {"sender": "bob", "recipient": "carol"}),
     (["-q!Sbob"], {"sender": "bob", "not": ["sender"]}),
     (["-qQ"], {"held": True}), (["-q!Q"], {"held": False}), (["alice", "-f", "-qIx"], {}), (["--", "-qIx"], {}),
     (["-d", "-qIabc"], {"id": ["abc"]}), (["-d8.20", "-X", "/tmp/log", "-qIabc"], {"id": ["abc"]}),
@@ -348,7 +349,8 @@ def test_root_reads_the_spool_as_its_owner_and_stays_that(open_paths: Paths) -> 
             os.chown(path, 65534, 65533)
     code = ("import os, sys\nfrom pysendmail.cli.mailq import main\nfrom pysendmail.paths import Paths\n"
             f"code = main([], Paths({open_paths.root!r}))\nprint(code, os.getresuid(), os.getresgid(), os.getgroups())")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30,
+                          check=True)
     *listed, ids = done.stdout.strip().split("\n")
     assert "0WkDdmTe001000" in listed[2]
     assert ids == "0 (65534, 65534, 65534) (65533, 65533, 65533) []"
