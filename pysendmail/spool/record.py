@@ -30,7 +30,7 @@ _START = b"Pysendmail-Record: 1 "
 _CONTROL = bytes(range(32)) + b"\x7f"
 _DIGITS = b"0123456789"
 _HEX = b"0123456789abcdef"
-_NAME = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-"
+_NAME = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-"
 
 
 class Damaged(Exception):
