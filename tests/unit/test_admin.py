@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,7 +146,6 @@ def test_ages(text: str, seconds: int) -> None:
 
 @given(st.text(st.sampled_from("0123456789smhdw- .٣"), max_size=12))
 def test_an_age_is_read_or_refused(text: str) -> None:
-    import click
     try:
         seconds = admin_queue.Age().convert(text, None, None)
     except click.BadParameter:
@@ -346,3 +347,34 @@ def test_warnings_do_not_get_into_the_output(run: Any, paths: Paths) -> None:
     assert code == 0
     assert json.loads(printed)["domain"] == config.load(paths).hostname
     assert errors == "pysendmail: warning: /etc/mailname: not a domain, so it is not used\n"
+
+
+# ---- the manual
+
+
+def test_the_manual_names_every_command_option_and_key() -> None:
+    """pysendmail(8) against the program, both ways for commands and options."""
+    text = (ROOT / "man" / "pysendmail.8").read_text("utf-8")
+    commands, options = set(), set()
+    for name in admin.pysendmail.list_commands(click.Context(admin.pysendmail)):
+        command = admin.pysendmail.get_command(click.Context(admin.pysendmail), name)
+        for path, one in leaves(name, command):
+            commands.add(path)
+            options |= {word for part in one.params for word in (*part.opts, *part.secondary_opts) if word[:2] == "--"}
+    entries = {line.removeprefix(".It Cm ") for line in text.split("\n") if line.startswith(".It Cm ")}
+    assert entries == commands
+    named = {f"--{word}" for word in re.findall(r"Fl -([a-z-]+)", text)}
+    assert named == options
+    keys = {key for line in text.split("\n") if line.startswith((".It Va ", ".Va "))
+            for key in line.replace(" ,", "").removeprefix(".It").split()[1:]}
+    assert keys >= {*item(), "result", *recipient("x")}
+
+
+def leaves(path: str, command: click.Command | None) -> Iterator[tuple[str, click.Command]]:
+    """Every command below this one, with the words that call it."""
+    assert command is not None
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from leaves(f"{path} {name}", inner)
