@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is wrong with a line. is_error: False = a warning, nothing is lost by it."""
+    """What is wrong with a line; with line 0, with a file. is_error: False = a warning, nothing is lost by it."""
 
     file: str
     line: int
@@ -67,7 +67,8 @@ class Problem(NamedTuple):
     is_error: bool = True
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {'' if self.is_error else 'warning: '}{self.text}"
+        place = f"{self.file}:{self.line}: " if self.line else ""
+        return f"{place}{'' if self.is_error else 'warning: '}{self.text}"
 
 
 class Broken(NamedTuple):
@@ -93,6 +94,7 @@ class Table:
     total: int = 0
     trouble: str = ""
     danger: str = ""
+    has_domains: bool = False  # whether any name has a domain
 
     def note(self, line: int, text: str, *, name: str = "", is_error: bool = True) -> None:
         """Keep a problem; `name` is what it makes unusable."""
@@ -136,6 +138,7 @@ def parse(data: bytes, file: str, is_local: Callable[[str], bool] = _nowhere) ->
         table.entries[name] = Entry(name, rest, file, number)
         table.longest = max(table.longest, len(rest))
         table.total += len(name) + len(rest)
+    table.has_domains = any("@" in name for names in (table.entries, table.broken) for name in names)
     return table
 
 
@@ -194,6 +197,11 @@ class Aliases:
                 return found
         return None
 
+    @property
+    def has_domains(self) -> bool:
+        """Whether to look for user@domain as well as for user."""
+        return any(table.has_domains for table in self.tables)
+
     def danger(self, file: str) -> str:
         """Why commands, files and lists named in this alias file are not to be used, "" if they are."""
         return next((table.danger for table in self.tables if table.file == file), "not an alias file")
@@ -203,9 +211,10 @@ class Aliases:
         """What is wrong now and was not before."""
         known = set(old.problems)
         news = [problem for problem in new.problems if problem not in known]
-        for text, before in ((new.trouble, old.trouble), (new.danger, old.danger)):
-            if text and text != before:
-                news.append(Problem(new.file, 0, text))
+        if new.trouble and new.trouble != old.trouble:
+            news.append(Problem(new.file, 0, new.trouble))
+        if new.danger and new.danger != old.danger:
+            news.append(Problem(new.file, 0, f"{new.file} {new.danger}: its commands, files and lists are not used"))
         return news
 
 

@@ -47,6 +47,7 @@ class Router:
         self.mailname = normal_domain(config.domain or config.hostname or "localhost")
         self.hostname = normal_domain(config.hostname or "localhost")
         self.local_domains = frozenset(map(normal_domain, ("localhost", self.hostname, *config.local_domains)))
+        self.local_name = self.mailname if self.mailname in self.local_domains else self.hostname  # of users here
         self.delimiters = config.local.recipient_delimiter
         self._own = frozenset(("localhost", "localhost.localdomain", self.hostname, self.hostname.partition(".")[0],
                                self.mailname))
@@ -66,12 +67,6 @@ class Router:
     def qualify(self, address: str) -> str:
         """The address with a domain: one without gets the mail name."""
         return address if split(address)[1] else f"{address}@{self.mailname}"
-
-    def qualify_local(self, address: str) -> str:
-        """Likewise for a local part that stays here, also where the mail name is another host's."""
-        if split(address)[1]:
-            return address
-        return f"{address}@{self.mailname if self.mailname in self.local_domains else self.hostname}"
 
     def detail(self, local: str) -> tuple[str, str, str]:
         """(user, delimiter, detail) of a local part; ("user", "", "") without a delimiter.

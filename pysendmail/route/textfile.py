@@ -55,7 +55,7 @@ def danger(status: os.stat_result) -> str:
     if status.st_uid not in (0, os.geteuid()):
         return f"belongs to uid {status.st_uid}"
     if status.st_mode & stat.S_IWOTH:
-        return "writable by everybody"
+        return "is writable by everybody"
     if status.st_mode & stat.S_IWGRP:
-        return "writable by its group"
+        return "is writable by its group"
     return ""

@@ -19,7 +19,8 @@ run; where each kind of value is allowed is for the callers to say (never in an 
 
 from typing import NamedTuple
 
-from ..mail.outcome import is_status
+from ..mail.envelope import text as decoded
+from ..mail.outcome import Outcome, deferred, delivered, failed, is_status
 from ..mail.target import digest_of
 from . import words
 from .words import BLANK, NAME
@@ -53,6 +54,9 @@ class Value(NamedTuple):
     def digest(self) -> str:
         """What a Target carries instead of a file name or command (mail/target.py)."""
         return digest_of(self.text)
+
+
+NOWHERE = Value(FILE, b"/dev/null")
 
 
 class Line(NamedTuple):
@@ -119,6 +123,18 @@ def render(value: Value) -> bytes:
     if kind == INCLUDE:
         return words.quoted(_INCLUDE_MARK + text) if text.translate(None, NAME) else _INCLUDE_MARK + text
     return words.quoted(b"error:" + text)
+
+
+def outcome_of(value: Value) -> Outcome:
+    """What a value that names no place says about the mail. For others than ERROR, DEFER and BLACKHOLE: not allowed."""
+    if value.kind in (ERROR, DEFER):
+        status, _, reason = decoded(value.text).partition(" ")
+        return failed(status, reason) if value.kind == ERROR else deferred(status, reason)
+    if value.kind == BLACKHOLE:
+        return delivered("discarded: :blackhole:")
+    if value == NOWHERE:
+        return delivered("discarded: /dev/null")
+    return failed("5.7.1", f"{value.kind} is not allowed here")
 
 
 # ---- one value

@@ -1,0 +1,44 @@
+"""List files, named by :include: in an alias: read when mail comes, since list managers rewrite them at any time.
+
+Anybody may be in charge of a list: all that a list can do is to name addresses. Lines that are no users come back in a
+bounce, though, and whoever owns a directory on the way to a list could point its name at any file that this process can
+read, such as other people's mail in the queue. So a list must be a file that everybody can read, or root's own in
+directories that only root can change.
+"""
+
+import os
+import stat
+
+from . import textfile, values
+from .values import Line
+
+
+def read(path: str, limit: int) -> tuple[list[Line], str]:
+    """(lines of a list of at most `limit` bytes, why it cannot be used or "").
+
+    An empty list is one that cannot be used: it is being written, or there is nobody to get the mail.
+    """
+    try:
+        data, status = textfile.read(path, limit)
+        if not is_shown(path, status):
+            return [], f"list {path}: must be readable by everybody, or root's in directories of root's alone"
+    except OSError as trouble:
+        return [], f"cannot read list {path}: {trouble.strerror}"
+    if b"\0" in data:
+        return [], f"list {path} has NUL bytes: it is damaged"
+    lines = values.parse_lines(data)
+    return lines, "" if lines else f"list {path} is empty"
+
+
+def is_shown(path: str, status: os.stat_result) -> bool:
+    """Whether lines of this file, open with this status, may appear in a report to a stranger. Raises OSError."""
+    if status.st_mode & stat.S_IROTH:
+        return True
+    if status.st_uid != 0:
+        return False
+    parts = os.path.normpath(path).split("/")
+    for count in range(2, len(parts) + 1):
+        found = os.lstat("/".join(parts[:count]))
+        if found.st_uid != 0 or stat.S_ISLNK(found.st_mode) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+    return True
