@@ -55,10 +55,6 @@ def try_fcntl(fd: int) -> bool:
     return True
 
 
-def release_fcntl(fd: int) -> None:
-    fcntl.lockf(fd, fcntl.LOCK_UN)
-
-
 @dataclass(slots=True)
 class DotLock:
     """PATH.lock, ours. fd stays open so that touching it can never touch another's."""

@@ -196,7 +196,10 @@ def _opened(path: str) -> Iterator[_Maildir]:
         yield _Maildir(path, *opened[1:])
     finally:
         for fd in opened:
-            os.close(fd)
+            try:
+                os.close(fd)
+            except OSError:
+                continue  # of a directory: nothing depends on it
 
 
 def _make(path: str) -> bool:
