@@ -150,16 +150,6 @@ def _path(value: object) -> str:
     return text
 
 
-def _mail_dir(value: object) -> str:
-    text = _text(value)
-    if text.startswith("~/") and len(text) > 2:
-        _path(text[1:])
-        return text
-    if text.startswith("~"):
-        raise ValueError(f'must be a path such as "/var/mail" or "~/Maildir", not {quoted(value)}')
-    return _path(text)
-
-
 def _user(value: object) -> str:
     text = _text(value)
     if not text or text[0] in "-." or set(text) - _USER:
@@ -324,7 +314,6 @@ HOST_NAME = Kind("host name", _host_name)
 DOMAINS = Kind("list of domains", _list(_named_domain, single=True))
 PATH = Kind("path", _path)
 PATHS = Kind("list of paths", _list(_path))
-MAIL_DIR = Kind('path, which may begin with "~/"', _mail_dir)
 USER = Kind("user name", _user)
 DELIMITER = Kind("characters", _delimiter)
 MAILBOX = Kind('"mbox", "maildir", "lmtp:unix:/path" or "lmtp:host:port"', _mailbox)
