@@ -59,7 +59,7 @@ class Given:
         self.errors = self.delivery = self.tag = self.protocol = b""
 
     def arguments(self) -> list[str]:
-        """For the program: the values of -q for a queue run; else the options it takes, values attached, and operands."""
+        """For the program: the values of -q for a queue run, else the options that it takes, and the operands."""
         if self.program == QUEUE_RUN:
             return [_text(value) for letter, value in self.words if letter == "q"]
         takes = TAKES.get(self.program)

@@ -73,7 +73,7 @@ def main(argv: list[str], paths: Paths) -> None:
     except MemoryError:
         code = EX_OSERR
         _say("out of memory")
-    except Exception:  # noqa: BLE001  (a mistake of ours: it must not look like success, and its place must be seen)
+    except Exception:
         code = EX_SOFTWARE
         sys.excepthook(*sys.exc_info())
     os._exit(code)  # no clean-up of the interpreter: it costs a millisecond
@@ -88,7 +88,7 @@ def _become(given: options.Given, paths: Paths) -> None:
     except ModuleNotFoundError as missing:
         if missing.name != name:
             raise
-        raise Refused(EX_UNAVAILABLE, f"{given.program} is not part of this version")
+        raise Refused(EX_UNAVAILABLE, f"this version has no program for that ({given.program})")
     raise SystemExit(program.main(given.arguments(), paths))
 
 

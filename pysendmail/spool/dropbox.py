@@ -213,7 +213,11 @@ class _Talk:
 
         self._socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
         self._socket.settimeout(CONNECT)
-        self._socket.connect(path)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
 
     def say(self, data: bytes) -> None:
         """One piece of content, in as many frames as it takes."""
@@ -244,6 +248,7 @@ class _Talk:
                 answer += more
         except OSError:
             pass
+        self._socket.close()
         line, end, _ = answer.partition(b"\n")
         code, _, text = line.partition(b" ")
         words = "".join(chr(c) if 32 <= c < 127 else "?" for c in text)
@@ -256,9 +261,14 @@ class _Talk:
 
 def _wake(path: str, name: str) -> None:
     """Tell the daemon. If nobody listens, the daemon's own scan finds the file."""
-    try:
-        from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, socket
+    from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, socket
 
-        socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC).sendto(name.encode("ascii"), path)
+    try:
+        bell = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
+    except OSError:
+        return
+    try:
+        bell.sendto(name.encode("ascii"), path)
     except OSError:
         pass
+    bell.close()
