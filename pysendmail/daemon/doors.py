@@ -1,9 +1,10 @@
 """The two local doors beside the drop: the wake-up datagram, and the submission socket.
 
-Anybody may write to either. The datagram's contents are ignored: it means "look". The submission socket serves callers
-that cannot write to the drop (read-only file systems, a used-up quota); who they are is the kernel's word (SO_PEERCRED).
-What they send is a drop file in frames (spool/dropbox.py); it is written to intake/ID,U=UID, synced, and only then
-acknowledged with "0 ID". A client that breaks the rules costs its own connection, never the service (CVE-2025-62875).
+Anybody may write to either. The datagram's contents are ignored: it means "look". The submission socket serves
+callers that cannot write to the drop (read-only file systems, a used-up quota); who they are is the kernel's word
+(SO_PEERCRED). What they send is a drop file in frames (spool/dropbox.py); it is written to intake/ID,U=UID, synced,
+and only then acknowledged with "0 ID". A client that breaks the rules costs its own connection, never the service
+(CVE-2025-62875).
 """
 
 import asyncio
@@ -64,12 +65,16 @@ class Clients:
 
 
 class SubmissionDoor:
-    """The server of the submission socket. adopt(name) takes intake/`name` into the queue."""
+    """The server of the submission socket. adopt(name) takes intake/`name` into the queue.
+
+    sync_directories: for file systems where the sync of a file does not cover its name (spool/queue.py).
+    """
 
     def __init__(self, paths: Paths, ids: Ids, events: Events, size_limit: int, adopt: Callable[[str], None],
-                 clock: Callable[[], float]) -> None:
+                 clock: Callable[[], float], *, sync_directories: bool = False) -> None:
         self.paths, self.ids, self.events, self.size_limit, self.adopt, self.clock = (
             paths, ids, events, size_limit, adopt, clock)
+        self.directory = paths.intake if sync_directories else ""
         self.clients = Clients(MAX_CLIENTS, MAX_CLIENTS_PER_USER)
         self._minute, self._taken = 0, Counter[int]()
 
@@ -98,7 +103,7 @@ class SubmissionProtocol(asyncio.Protocol):
         self._fd = -1
         self._tmp = ""
         self._id = ""
-        self._size = 0
+        self._size = self._crc = 0
         self._is_complete = False  # the empty frame has come; the first line is next
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -145,6 +150,7 @@ class SubmissionProtocol(asyncio.Protocol):
                 self._is_complete = True
             else:
                 self._size += len(frame)
+                self._crc = record.crc(frame, self._crc)
                 if self._size > self._door.size_limit + record.MAX_BLOCK:
                     self._answer(EX_DATAERR, f"message is larger than {self._door.size_limit} bytes")
                     return
@@ -154,16 +160,16 @@ class SubmissionProtocol(asyncio.Protocol):
 
     def _finish(self, first: bytes) -> None:
         try:
-            _, length, _ = record.read_first(first)
+            _, length, checksum = record.read_first(first)
         except record.Damaged as problem:
             self._answer(EX_DATAERR, str(problem))
             return
-        if length != record.FIRST_LENGTH + self._size or len(first) != record.FIRST_LENGTH:
-            self._answer(EX_DATAERR, "length does not match")
+        if length != record.FIRST_LENGTH + self._size or len(first) != record.FIRST_LENGTH or checksum != self._crc:
+            self._answer(EX_DATAERR, "length or checksum does not match")
             return
         name = f"{self._id},U={self._uid}"
         durable.write_at(self._fd, first, 0)
-        durable.publish(self._fd, self._tmp, f"{self._door.paths.intake}/{name}")
+        durable.publish(self._fd, self._tmp, f"{self._door.paths.intake}/{name}", self._door.directory)
         # From here on the message is safe.
         os.close(self._fd)
         self._fd, self._tmp = -1, ""

@@ -2,42 +2,55 @@
 
 For one file, in this order (what each step is against stands in docs/ARCHITECTURE.md and beside the line):
 
-    open without following or waiting -> not committed yet? leave it -> facts of the descriptor: regular, one link, group
-    of the drop, size -> claim by rename to intake/ID -> still the same file? -> read it once, check length and checksum
-    -> the fields a submitter may set -> complete the header -> copy into queue/new
+    open without following or waiting -> not committed yet? leave it -> facts of the descriptor: regular, one link,
+    group of the drop, size -> claim by rename to intake/ID -> still the same file? -> read it once, check length and
+    checksum -> the fields a submitter may set -> complete the header -> copy into queue/new
 
-Only facts of the descriptor are trusted; the submitter may still hold the file open, so it is copied, and a submitter who
-changes it meanwhile spoils his own checksum. A file that is wrong in any way goes to quarantine/ with a line in the log;
-nothing is ever deleted on suspicion (Postfix 1998: the check deleted, and a link made a victim's mail vanish). Trouble
-of ours (disk full, no descriptors, no answer about a user) leaves the file where it is, for the next sweep.
+Only facts of the descriptor are trusted; the submitter may still hold the file open, so it is copied, and a submitter
+who changes it meanwhile spoils his own checksum. A file that is wrong in any way goes to quarantine/ with a line in
+the log; nothing is ever deleted on suspicion (Postfix 1998: the check deleted, and a link made a victim's mail
+vanish). Trouble of ours (disk full, no descriptors, no answer about a user) leaves the file where it is, in the drop or
+in intake/, and it is tried again.
+
+What a submitter left in drop/tmp, because it was killed, goes after ABANDONED: nobody was ever told that it is safe.
 """
 
 import codecs
+import errno
 import os
 import stat
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from ..config import Config
 from ..events import Events
 from ..mail import completion, headers, submission, trace
 from ..mail.envelope import Envelope, Origin
-from ..mail.outcome import Outcome, failed
 from ..paths import Paths
 from ..route.router import Router
 from ..spool import durable, queue_id, record
 from ..spool.queue import CHUNK, Message, Queue
-from ..users import LookupTrouble, Users
+from ..users import Users
 
 NAME_LENGTH = 32  # hex digits of a drop file's name
 WHOLE = 1024 * 1024  # bytes: a message up to this size is handled in memory at once
-LINKED_GRACE = 600.0  # seconds that a file with two links may wait before it goes to quarantine
+UNFIT_GRACE = 600.0  # seconds that a file with two links, or one we may not read, may wait before it goes to quarantine
+AGAIN = 10.0  # seconds before a file that could not be taken in, through no fault of its own, is tried again
+PAUSE = 5.0  # seconds without taking anything in, when the system has run out of something
+TRIES = 10  # files looked at in one sweep, per message that it may take in
+MAX_NAMES = 10_000  # files of one user that a scan keeps
+ABANDONED = 36 * 3600.0  # seconds after which a file in drop/tmp has no writer any more
+CLEAN_EVERY = 3600.0  # seconds between looks for such files
 SCAN_SHARE = 20  # a scan that took t seconds is not repeated within 20 t
+MAX_SCAN_WAIT = 300.0  # seconds
 WARN_EVERY = 60.0  # seconds between two warnings about one user's files
 
 _HEX = frozenset("0123456789abcdef")
+_RUN_OUT = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +83,24 @@ class Intake:
         drop = os.stat(paths.drop_new)
         self._group, self._device = drop.st_gid, drop.st_dev
         self._waiting: dict[int, deque[str]] = {}  # by uid, oldest first
+        self._left: dict[str, float] = {}  # files in intake/ that nobody works on, and when to try them again
         self._next_scan = 0.0
+        self._next_clean = 0.0
+        self._paused_until = 0.0
         self._warned: dict[int, float] = {}
 
     # ---- the drop
 
     def sweep(self, limit: int) -> list[Message]:
         """Take in at most `limit` messages, one of each user in turn. Never raises OSError: what fails stays."""
+        if self._is_paused():
+            return []
+        self._clean()
         if not self._waiting:
             self._scan()
         taken: list[Message] = []
-        while self._waiting and len(taken) < limit:
+        tries = limit * TRIES
+        while self._waiting and len(taken) < limit and tries > 0 and not self._is_paused():
             for uid in list(self._waiting):
                 names = self._waiting[uid]
                 if self._is_full(uid):
@@ -92,29 +112,54 @@ class Intake:
                     taken.append(message)
                 if not names:
                     del self._waiting[uid]
-                if len(taken) >= limit:
+                tries -= 1
+                if len(taken) >= limit or tries <= 0 or self._is_paused():
                     break
+        return taken + self._take_left(limit - len(taken))
+
+    def _take_left(self, limit: int) -> list[Message]:
+        """Those that were claimed before and could not be copied: after the others, lest they stop them."""
+        now = self._clock()
+        taken: list[Message] = []
+        for name in [name for name, due in self._left.items() if due <= now or due > now + AGAIN]:
+            if len(taken) >= limit or self._is_paused():
+                break
+            message = self.readopt(name)
+            if message is not None:
+                taken.append(message)
         return taken
+
+    def _is_paused(self) -> bool:
+        return 0 < self._paused_until - self._clock() <= PAUSE
 
     @property
     def has_more(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting) and not self._is_paused()
 
-    def rescan(self) -> None:
-        """New files are there: look again, unless the last look took so long that it must not be repeated yet."""
-        self._waiting = {} if self._clock() >= self._next_scan else self._waiting
+    def rescan(self) -> float:
+        """New files are there: look again. The seconds until that may be, since the last look took so long; 0 = now."""
+        wait = self._scan_wait()
+        if wait == 0:
+            self._waiting = {}
+        return wait
+
+    def _scan_wait(self) -> float:
+        wait = self._next_scan - self._clock()
+        return wait if 0 < wait < MAX_SCAN_WAIT else 0.0  # (a clock that went back does not stop us)
 
     def _scan(self) -> None:
-        began = self._clock()
-        if 0 < self._next_scan - began < 3600:  # (a clock that went back does not stop us)
+        if self._scan_wait() > 0:
             return
+        began = self._clock()
         found: dict[int, list[tuple[int, str]]] = {}
         try:
             with os.scandir(self._paths.drop_new) as names:
                 for entry in names:
-                    if len(entry.name) == NAME_LENGTH and not set(entry.name) - _HEX and entry.is_file(follow_symlinks=False):
+                    if _is_drop_name(entry.name) and entry.is_file(follow_symlinks=False):
                         seen = entry.stat(follow_symlinks=False)
-                        found.setdefault(seen.st_uid, []).append((seen.st_mtime_ns, entry.name))
+                        files = found.setdefault(seen.st_uid, [])
+                        if len(files) < MAX_NAMES:
+                            files.append((seen.st_mtime_ns, entry.name))
         except FileNotFoundError:
             pass  # an entry went away between readdir and stat: the next scan sees the rest
         except OSError as trouble:
@@ -128,43 +173,92 @@ class Intake:
             fd = os.open(path, durable.READ)
         except FileNotFoundError:
             return None  # withdrawn by its submitter
-        except OSError as trouble:  # a lease is held (EAGAIN), mode 000, no descriptors
-            self._warn(-1, f"cannot open drop file {name}: {trouble.strerror}")
+        except OSError as trouble:
+            self._cannot_open(name, trouble)
             return None
         try:
             if not durable.is_committed(fd):
                 return None  # its writer wakes us when the sync has returned
             seen = os.fstat(fd)
-            if seen.st_nlink != 1 and self._clock() - seen.st_ctime < LINKED_GRACE:
+            if seen.st_nlink != 1 and self._clock() - seen.st_ctime < UNFIT_GRACE:
                 return None
-            return self._claim(fd, name, seen)
+            found = self._claim(name, seen)
+            return self._adopt(fd, found, found, seen, seen.st_uid) if found else None
         except OSError as trouble:
-            self._events.trouble(f"cannot take in drop file {name}: {trouble.strerror}")
+            self._in_trouble(f"drop file {name}", trouble)
             return None
         finally:
             os.close(fd)
 
-    def _claim(self, fd: int, name: str, seen: os.stat_result) -> Message | None:
+    def _cannot_open(self, name: str, trouble: OSError) -> None:
+        """Who takes our right to read away, or holds a lease, shall not have his file looked at for ever."""
+        path = f"{self._paths.drop_new}/{name}"
+        try:
+            seen = os.lstat(path)
+            is_unfit = not seen.st_mode & stat.S_IRGRP or trouble.errno == errno.EAGAIN
+            if is_unfit and self._clock() - seen.st_ctime >= UNFIT_GRACE:
+                found = self._ids.new()
+                durable.rename(path, f"{self._paths.intake}/{found}")
+                self._set_aside(found, seen.st_uid, f"cannot be opened: {trouble.strerror}")
+                return
+        except OSError:
+            pass  # it has gone, or the next scan tries again
+        self._in_trouble(f"drop file {name}", trouble)
+
+    def _claim(self, name: str, seen: os.stat_result) -> str:
+        """Move drop/new/`name` to intake/ID, where no path of its submitter leads. The id, "" if there is none."""
         found = self._ids.new()
         claimed = f"{self._paths.intake}/{found}"
         try:
             durable.rename(f"{self._paths.drop_new}/{name}", claimed)
         except FileNotFoundError:
-            return None
+            return ""
         now = os.lstat(claimed)
         if (now.st_dev, now.st_ino) != (seen.st_dev, seen.st_ino):
             self._set_aside(found, seen.st_uid, "file was exchanged while it was claimed")
-            return None
-        return self._adopt(fd, found, found, seen, seen.st_uid)
+            return ""
+        return found
+
+    def _in_trouble(self, what: str, trouble: OSError) -> None:
+        """Say that something cannot be taken in, and stop for a while if nothing else could be either."""
+        self._warn(-(trouble.errno or errno.EIO), f"cannot take in {what}: {trouble.strerror or trouble}")
+        if trouble.errno in _RUN_OUT:
+            self._paused_until = self._clock() + PAUSE
+
+    def _clean(self) -> None:
+        """Remove what killed submitters left in drop/tmp."""
+        now = self._clock()
+        if 0 < self._next_clean - now <= CLEAN_EVERY:
+            return
+        self._next_clean = now + CLEAN_EVERY
+        try:
+            with os.scandir(self._paths.drop_tmp) as entries:
+                for entry in islice(entries, MAX_NAMES):
+                    seen = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(seen.st_mode) and now - max(seen.st_mtime, seen.st_ctime) > ABANDONED:
+                        self._remove_abandoned(f"{self._paths.drop_tmp}/{entry.name}")
+        except OSError as trouble:
+            self._warn(-1, f"cannot clean {self._paths.drop_tmp}: {trouble.strerror}")
+
+    def _remove_abandoned(self, path: str) -> None:
+        try:
+            fd = os.open(path, durable.READ)
+        except PermissionError:  # made unreadable: it cannot be known whether somebody still writes
+            durable.unlink(path)
+            return
+        try:
+            if durable.is_committed(fd):  # else its writer still holds it
+                durable.unlink(path)
+        finally:
+            os.close(fd)
 
     # ---- a claimed file
 
     def recover(self) -> Iterator[Message]:
         """After a start: whatever a crash left in intake/ is copied again, under the id that it has (S2)."""
-        for name in sorted(os.listdir(self._paths.intake)):
-            message = self.readopt(name)
-            if message is not None:
-                yield message
+        names = sorted(os.listdir(self._paths.intake))
+        self._left.update(dict.fromkeys(names, 0.0))
+        return (message for name in names if name in self._left and (message := self.readopt(name)) is not None)
 
     def sources(self) -> dict[str, str]:
         """The ids in intake/ and the file names that stand for them."""
@@ -172,24 +266,33 @@ class Intake:
 
     def readopt(self, name: str) -> Message | None:
         """Adopt intake/`name`: ID (from the drop) or ID,U=1000 (from the socket; the file is our own)."""
+        self._left.pop(name, None)
         found = queue_id.id_of(name)
         try:
             fd = os.open(f"{self._paths.intake}/{name}", durable.READ)
+        except FileNotFoundError:
+            return None
         except OSError as trouble:
-            self._events.trouble(f"cannot open intake/{name}: {trouble.strerror}")
+            self._leave(name, trouble)
             return None
         try:
             seen = os.fstat(fd)
             _, is_ours, digits = name.partition(",U=")
-            if not found or is_ours and not (digits.isascii() and digits.isdigit() and len(digits) <= 10):
+            if not found or (is_ours and not (digits.isascii() and digits.isdigit() and len(digits) <= 10)):
                 self._set_aside(name, seen.st_uid, "unknown name in intake")
                 return None
             return self._adopt(fd, found, name, seen, int(digits) if is_ours else seen.st_uid)
-        except OSError as trouble:
-            self._events.trouble(f"cannot take in intake/{name}: {trouble.strerror}")
-            return None
         finally:
             os.close(fd)
+
+    def put_back(self, name: str) -> None:
+        """A message whose copy turned out to be of no use: intake/`name` is to be taken in again, later."""
+        self._left[name] = self._clock() + AGAIN
+
+    def _leave(self, name: str, trouble: OSError) -> None:
+        """It stays in intake/, for better times."""
+        self.put_back(name)
+        self._in_trouble(f"intake/{name}", trouble)
 
     def _adopt(self, fd: int, found: str, name: str, seen: os.stat_result, uid: int) -> Message | None:
         """The message of a claimed file, or None: it is in quarantine then, or waits in intake/ for better times."""
@@ -199,8 +302,13 @@ class Intake:
             return self._copy(fd, found, name, seen.st_size, submitter)
         except (Refused, record.Damaged, ValueError) as problem:
             self._set_aside(name, uid, str(problem))
-        except LookupTrouble as trouble:
-            self._events.trouble(f"intake/{name}: {trouble}")
+        except OSError as trouble:  # LookupTrouble too
+            self._leave(name, trouble)
+        except MemoryError:
+            self._leave(name, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+        except Exception:
+            self._events.trouble(f"intake/{name}: {traceback.format_exc(limit=-4)}")
+            self._set_aside(name, uid, "it made this program fail")
         return None
 
     def _check(self, seen: os.stat_result) -> None:
@@ -227,7 +335,10 @@ class Intake:
         if length != size or offset > len(start):
             raise record.Damaged(f"{size} bytes instead of {length}")
         asked = submission.read(record.fields(start[record.FIRST_LENGTH:offset]))
-        if size > len(start):
+        is_too_large = size > self._config.limits.message_size
+        if is_too_large:  # its sender is told, with its header; nobody reads a sparse file of a terabyte for that
+            is_ascii, is_utf8 = _kind(start[offset:])
+        elif size > len(start):
             is_ascii, is_utf8 = _survey(fd, offset, length, checksum)
         else:
             if record.crc(start[record.FIRST_LENGTH:]) != checksum:
@@ -236,12 +347,12 @@ class Intake:
         origin = Origin("command", submitter.uid, submitter.login, protocol=asked.protocol)
         envelope = submission.envelope(asked, found, origin, self._clock(), self._router.qualify)
         head, body_at, hops = self._head(start[offset:], asked, envelope, submitter, is_ascii, is_utf8)
+        envelope = replace(envelope, refusal=self._refusal(hops, size))
         body = start[offset + body_at:]
         content: Iterable[bytes] = [head + body]
-        if size > len(start):
+        if size > len(start) and not is_too_large:
             content = _stream(fd, head + body, len(start), length, record.crc(start[record.FIRST_LENGTH:]), checksum)
         message = self._queue.adopt(envelope, content, name)
-        message.refusal = self._refusal(hops, size)
         self._events.accepted(found, envelope.sender, size - offset, len(envelope.recipients),
                               completion.identity(head).message_id, f"{submitter.login}@localhost", body=envelope.body,
                               protocol=asked.protocol)
@@ -251,6 +362,9 @@ class Intake:
               is_ascii: bool, is_utf8: bool) -> tuple[bytes, int, int]:
         """(our Received line, the completed header and its blank line; where the body is in `start`; hops so far)."""
         fields, header_end, body_at = headers.scan(start)
+        if headers.is_cut(start, fields, body_at):
+            # bin/sendmail refuses such a header; what stands behind the limit would go out unseen, a Bcc for one.
+            raise Refused(f"header is longer than {headers.MAX_HEADER} bytes or {headers.MAX_LINES} lines")
         now = envelope.received_at
         offset = time.localtime(now).tm_gmtoff
         facts = completion.Facts(
@@ -262,14 +376,15 @@ class Intake:
         hops = asked.hops + trace.hops(fields)
         return trace.received(envelope, self._config.hostname, offset) + head + b"\n", body_at, hops
 
-    def _refusal(self, hops: int, size: int) -> Outcome | None:
-        """Why every recipient of a message fails: it reached us, so its sender gets a report and not silence."""
+    def _refusal(self, hops: int, size: int) -> str:
+        """Why every recipient of a message fails, "" = none does: it reached us, so its sender gets a report and not
+        silence. It stands in the queue file, so that no crash turns a refused message into one that is delivered."""
         limits = self._config.limits
         if size > limits.message_size:
-            return failed("5.3.4", f"message is larger than {limits.message_size} bytes")
+            return f"5.3.4 message is larger than {limits.message_size} bytes"
         if hops > limits.hops:
-            return failed("5.4.6", f"too many hops: more than {limits.hops}, this message goes in circles")
-        return None
+            return f"5.4.6 too many hops: more than {limits.hops}, this message goes in circles"
+        return ""
 
     def _set_aside(self, name: str, uid: int, reason: str) -> None:
         """To quarantine/, never deleted: the file may be somebody's mail."""
@@ -286,6 +401,10 @@ class Intake:
                 self._warned.clear()
             self._warned[uid] = now
             self._events.warned(text)
+
+
+def _is_drop_name(name: str) -> bool:
+    return len(name) == NAME_LENGTH and not set(name) - _HEX
 
 
 def _kind(body: bytes) -> tuple[bool, bool]:

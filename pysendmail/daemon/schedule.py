@@ -3,7 +3,8 @@
 Each attempt doubles the wait, from retry_first to retry_max, with a jitter of a tenth so that messages which failed
 together do not come back together. A message expires only when it is older than its lifetime *and* has been tried at
 least MIN_ATTEMPTS times, so that a clock that jumps ahead by years expires nothing by itself; a message from the
-future (the clock went back) counts as new. RFC 5321 section 4.5.4.1.
+future (the clock went back) counts as new, and no due time is further off than the longest wait. RFC 5321 section
+4.5.4.1.
 """
 
 from ..config import QueueSettings
@@ -11,7 +12,6 @@ from ..config import QueueSettings
 MIN_ATTEMPTS = 3
 JITTER = 0.1
 MAX_DOUBLINGS = 16
-NO_DUE_AFTER = 366 * 86400.0  # seconds: a due time further off than this comes from a clock that was wrong
 
 
 def wait(attempts: int, settings: QueueSettings, chance: float) -> float:
@@ -41,6 +41,7 @@ def due(now: float, received_at: float, attempts: int, settings: QueueSettings, 
     return max(now + min(settings.retry_first, settings.lifetime), end) if now < end < at else at
 
 
-def sane_due(due_at: float, now: float) -> float:
-    """A due time read from a file name, made safe against clocks that were wrong when it was written."""
-    return now if due_at - now > NO_DUE_AFTER else due_at
+def sane_due(due_at: float, now: float, settings: QueueSettings) -> float:
+    """A due time, made safe against a clock that was wrong when it was set: nothing ever waits longer than the longest
+    wait from now on."""
+    return min(due_at, now + settings.retry_max * (1 + JITTER))

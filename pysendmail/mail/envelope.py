@@ -1,7 +1,8 @@
 """The envelope: who a message is from, whom it is for, and where we got it. It is never read from the message.
 
-Addresses are str without angle brackets, decoded from the wire or disk as UTF-8 with surrogateescape (`text`) and turned
-back with `raw`; the null sender is "". An envelope never changes after the commit; what happens later is in the journal.
+Addresses are str without angle brackets, decoded from the wire or disk as UTF-8 with surrogateescape (`text`) and
+turned back with `raw`; the null sender is "". An envelope never changes after the commit; what happens later is in
+the journal.
 
 `to_fields` and `from_fields` are the one mapping between an Envelope and the fields of a spool file (spool/record.py);
 unknown fields are damage, so that nobody can smuggle an attribute in (Postfix 2026-08: a submitter set probe flags).
@@ -9,6 +10,8 @@ RFC 5321 section 2.3.1, RFC 3461 (notify, orcpt, ret, envid), RFC 6531 (smtputf8
 """
 
 from dataclasses import dataclass
+
+from .outcome import is_status
 
 NOTIFY = frozenset(("never", "success", "failure", "delay"))
 BODY_TYPES = ("7bit", "8bitmime")
@@ -68,6 +71,7 @@ class Envelope:
     errors: str = ""
     scanned: bool = False
     hold: str = ""  # why the message goes to hold/ instead of new/; "" = it does not
+    refusal: str = ""  # "5.3.4 message is too large": what every recipient gets, because of the message itself
 
 
 def recipient_value(address: bytes, notify: bytes = b"", orcpt: bytes = b"") -> bytes:
@@ -90,9 +94,10 @@ def to_fields(envelope: Envelope) -> Fields:
     e, o = envelope, envelope.origin
     optional = (("Body", e.body), ("Smtputf8", "yes" if e.smtputf8 else ""), ("Return", e.ret), ("Envid", e.envid),
                 ("Errors", e.errors), ("Scanned", "yes" if e.scanned else ""), ("Hold", e.hold),
-                ("Origin-Uid", str(o.uid) if o.uid >= 0 else ""), ("Origin-User", o.user), ("Origin-Client", o.client),
-                ("Origin-Helo", o.helo), ("Origin-Protocol", o.protocol), ("Origin-Tls", o.tls), ("Origin-Auth", o.auth))
-    fields: Fields = [(b"Sender", b"<%s>" % raw(e.sender)), (b"Received-At", b"%.3f" % e.received_at),
+                ("Refusal", e.refusal), ("Origin-Uid", str(o.uid) if o.uid >= 0 else ""), ("Origin-User", o.user),
+                ("Origin-Client", o.client), ("Origin-Helo", o.helo), ("Origin-Protocol", o.protocol),
+                ("Origin-Tls", o.tls), ("Origin-Auth", o.auth))
+    fields: Fields = [(b"Sender", b"<%s>" % raw(e.sender)), (b"Received-At", b"%.3f" % max(0.0, e.received_at)),
                       (b"Origin", raw(o.kind))]
     fields += [(name.encode("ascii"), raw(value)) for name, value in optional if value]
     fields += [(b"Recipient", recipient_value(raw(r.address), ",".join(sorted(r.notify)).encode("ascii"), raw(r.orcpt)))
@@ -115,13 +120,23 @@ def from_fields(queue_id: str, fields: Fields) -> Envelope:
     sender, kind = get(b"Sender", ""), get(b"Origin", "")
     if not sender.startswith("<") or not sender.endswith(">") or kind not in ORIGINS or not recipients:
         raise ValueError("envelope is incomplete")
-    origin = Origin(kind, int(get(b"Origin-Uid", "-1")), get(b"Origin-User", ""), get(b"Origin-Client", ""),
-                    get(b"Origin-Helo", ""), get(b"Origin-Protocol", ""), get(b"Origin-Tls", ""), get(b"Origin-Auth", ""))
-    return Envelope(queue_id, sender[1:-1], tuple(recipients), float(get(b"Received-At", "x")), origin, get(b"Body", ""),
+    refusal = get(b"Refusal", "")
+    if refusal and not (is_status(refusal.partition(" ")[0]) and refusal[0] == "5" and refusal.partition(" ")[2]):
+        raise ValueError("refusal is not an outcome")
+    uid, received_at = get(b"Origin-Uid", ""), get(b"Received-At", "")
+    if (uid and not _is_number(uid)) or not all(map(_is_number, received_at.split(".", 1))):
+        raise ValueError("uid or time is garbled")
+    origin = Origin(kind, int(uid or "-1"), get(b"Origin-User", ""), get(b"Origin-Client", ""), get(b"Origin-Helo", ""),
+                    get(b"Origin-Protocol", ""), get(b"Origin-Tls", ""), get(b"Origin-Auth", ""))
+    return Envelope(queue_id, sender[1:-1], tuple(recipients), float(received_at), origin, get(b"Body", ""),
                     b"Smtputf8" in one, get(b"Return", ""), get(b"Envid", ""), get(b"Errors", ""), b"Scanned" in one,
-                    get(b"Hold", ""))
+                    get(b"Hold", ""), refusal)
 
 
-_ONCE = frozenset((b"Sender", b"Received-At", b"Origin", b"Body", b"Smtputf8", b"Return", b"Envid", b"Errors", b"Scanned",
-                   b"Hold", b"Origin-Uid", b"Origin-User", b"Origin-Client", b"Origin-Helo", b"Origin-Protocol",
-                   b"Origin-Tls", b"Origin-Auth"))
+def _is_number(digits: str) -> bool:
+    return 0 < len(digits) <= 12 and digits.isascii() and digits.isdigit()
+
+
+_ONCE = frozenset((b"Sender", b"Received-At", b"Origin", b"Body", b"Smtputf8", b"Return", b"Envid", b"Errors",
+                   b"Scanned", b"Hold", b"Refusal", b"Origin-Uid", b"Origin-User", b"Origin-Client", b"Origin-Helo",
+                   b"Origin-Protocol", b"Origin-Tls", b"Origin-Auth"))

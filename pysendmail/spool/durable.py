@@ -17,18 +17,26 @@ import fcntl
 import os
 
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def create(path: str, mode: int = 0o600) -> int:
-    """A new file, open for reading and writing, with exactly this mode whatever the umask is."""
+    """A new file, open for reading and writing, with exactly this mode whatever the umask is. An OSError leaves
+    none."""
     fd = os.open(path, CREATE, mode)
     try:
         os.fchmod(fd, mode)
     except OSError:
         os.close(fd)
+        unlink(path)
         raise
     return fd
+
+
+def open_append(path: str) -> int:
+    """A file to append to, made if there is none."""
+    return os.open(path, APPEND, 0o600)
 
 
 def lock(fd: int) -> None:
@@ -65,10 +73,12 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
 
 
 def publish(fd: int, tmp: str, new: str, directory: str = "") -> None:
-    """Give a written file its lasting name and make both durable. After the return it is safe; after an error it is not.
+    """Give a written file its lasting name and make both durable. After the return it is safe; after an error it is
+    not.
 
-    `directory` is the one of `new` where the file system needs that synced too (module docstring), else "".
-    An OSError leaves no file behind, unless the fsync failed after somebody took `new` away.
+    `directory` is the one of `new` where the file system needs that synced too (module docstring), else "". An
+    OSError leaves no file behind, unless the fsync failed after somebody took `new` away, or the disk is so broken
+    that the name cannot be removed either: then there may be a copy too many, as after a crash.
     """
     os.rename(tmp, new)
     try:
@@ -76,7 +86,10 @@ def publish(fd: int, tmp: str, new: str, directory: str = "") -> None:
         if directory:
             sync_directory(directory)
     except OSError:
-        unlink(new)
+        try:
+            unlink(new)
+        except OSError:
+            pass
         raise
 
 
@@ -96,6 +109,11 @@ def sync_directory(path: str) -> None:
 def rename(old: str, new: str) -> None:
     """rename(2). It replaces `new` silently: callers own the directory and have looked first."""
     os.rename(old, new)
+
+
+def truncate(path: str, size: int) -> None:
+    """Cut a file off behind its first `size` bytes."""
+    os.truncate(path, size)
 
 
 def unlink(path: str) -> bool:

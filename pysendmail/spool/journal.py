@@ -10,11 +10,13 @@ line is written: losing a done mark makes a duplicate after a power cut, never a
     failed     target n is done, in vain                 {"n": 0, "o": OUTCOME}
     deferred   targets ns wait                           {"n": [0, 2], "o": OUTCOME}
     tried      one more pass is over                     {"attempts": 3}
-    reported   report k tells of targets ns              {"k": 1, "kind": "failed", "n": [0]}
+    planned    report k shall tell of targets ns         {"k": 1, "kind": "final", "n": [0]}
+    reported   report k is in the queue                  {"k": 1}
     held       out of the schedule                       {"why": "by root"}
     released   back in the schedule                      {}
 
-"reported" is written, and synced, before the report is queued, under the id that queue_id.derived(id, k) gives.
+"planned" is written, and synced, before the report is queued under the id that queue_id.derived(id, k) gives. Whoever
+finds a plan without its "reported" carries it out, unless that id is in the queue: a crash makes neither two nor none.
 """
 
 import json
@@ -27,7 +29,8 @@ from ..mail.target import Target
 from .record import crc
 
 MAX_LINE = 16 * 1024 * 1024  # bytes: one expansion of a very large list
-VERBS = frozenset(("expanded", "forwarded", "delivered", "failed", "deferred", "tried", "reported", "held", "released"))
+VERBS = frozenset(("expanded", "forwarded", "delivered", "failed", "deferred", "tried", "planned", "reported", "held",
+                   "released"))
 
 _HEX = frozenset(b"0123456789abcdef")
 
@@ -43,12 +46,17 @@ class Event:
 
 def encode(event: Event) -> bytes:
     """One journal line, its LF included."""
-    text = json.dumps({"verb": event.verb, "at": round(event.at, 3), **event.data}, separators=(",", ":")).encode("ascii")
+    value = {"verb": event.verb, "at": round(event.at, 3), **event.data}
+    text = json.dumps(value, separators=(",", ":")).encode("ascii")
     return b"%08x %s\n" % (crc(text), text)
 
 
 def decode(data: bytes) -> tuple[list[Event], int]:
-    """(the events of all sound lines up to the first that is not, how many bytes these lines take)."""
+    """(the events of all sound lines up to the first that is not, how many bytes these lines take).
+
+    Raises ValueError for a sound line that is no event of ours, such as one of a newer version: what it says is not
+    known, but it did happen, and must not be cut off.
+    """
     events: list[Event] = []
     sound = 0
     for line in data.split(b"\n")[:-1]:
@@ -56,9 +64,9 @@ def decode(data: bytes) -> tuple[list[Event], int]:
         if len(line) < 10 or set(line[:8]) - _HEX or line[8:9] != b" " or int(line[:8], 16) != crc(text):
             break
         value = json.loads(text)
-        verb, at = value.pop("verb"), value.pop("at")
-        if verb not in VERBS:
-            break
+        verb, at = (value.pop("verb", ""), value.pop("at", None)) if isinstance(value, dict) else ("", None)
+        if verb not in VERBS or not isinstance(at, int | float):
+            raise ValueError("journal has a line that this version does not know")
         events.append(Event(verb, at, value))
         sound += len(line) + 1
     return events, sound
@@ -87,6 +95,7 @@ class State:
     expanded: set[int] = field(default_factory=set)  # indexes of envelope recipients that have their targets
     attempts: int = 0
     reports: int = 0
+    plan: tuple[int, str, tuple[int, ...]] | None = None  # (k, kind, ns) of a report that may not be queued yet
     is_warned: bool = False
     held: str = ""
     last: Outcome | None = None  # the last deferral, for mailq
@@ -110,13 +119,16 @@ class State:
                     self.progress[number].outcome = self.last
             case "tried":
                 self.attempts = data["attempts"]
-            case "reported":
+            case "planned":
                 self.reports = max(self.reports, data["k"])
+                self.plan = (data["k"], data["kind"], tuple(data["n"]))
                 if data["kind"] == "delayed":
                     self.is_warned = True
                 else:
                     for number in data["n"]:
                         self.progress[number].is_reported = True
+            case "reported":
+                self.plan = None
             case "held":
                 self.held = data["why"]
             case "released":

@@ -13,7 +13,11 @@ whole; what happens to it goes into journal/ID. The *name* carries what the sche
     S2 claimed                         intake/ID                              copied again, under the same id
     S3 copied, not synced              intake/ID + new/ID (perhaps torn)      new/ID is thrown away; as S2
     S4 queued                          new/ID or cur/ID,... or hold/...       delivered from the journal's state on
-    S5 done                            journal/ID alone, or nothing           journal/ID is removed
+       its source not yet gone         + intake/ID                            intake/ID is thrown away
+    S5 done                            new/ID (perhaps torn), journal/ID,     new/ID is delivered once more or, if torn,
+                                       or nothing                             goes to bad/; journal/ID is removed
+
+What tells S4 from S3 when intake/ID is there: a message leaves new/, and gets a journal, only after `secure`.
 
 Invariant: at every instant an accepted message has a synced file: the submitter's own in drop/new or intake, until
 `secure` has synced our copy; then ours, until every target is final and every report about it is synced (`finish`).
@@ -22,11 +26,11 @@ that is appended to a journal happens after `secure`.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..mail.envelope import Envelope, from_fields, to_fields
-from ..mail.outcome import Outcome
+from ..mail.outcome import Outcome, failed
 from ..paths import Paths
 from . import durable, journal, queue_id, record
 from .record import Damaged
@@ -35,6 +39,7 @@ PLACES = ("new", "cur", "hold")
 DIRECTORIES = ("tmp", "new", "cur", "hold", "bad", "journal")
 CHUNK = 256 * 1024  # bytes read or written at once
 MAX_JOURNAL = 64 * 1024 * 1024  # bytes: more is damage
+FULL_JOURNAL = 16 * 1024 * 1024  # bytes: beyond this deferrals are left out, which only repeat what is in it already
 SYNCED_WITH_FILE = frozenset(("ext4", "xfs", "btrfs"))  # fsync of a file makes its newest name durable there
 
 _DIGITS = frozenset("0123456789")
@@ -59,22 +64,33 @@ class Entry:
 
 @dataclass(slots=True)
 class Message:
-    """A queued message in memory while somebody works on it. offset: where its text begins; length: of the file."""
+    """A queued message in memory while somebody works on it. offset: where its text begins; length: of the file.
+
+    source: its file in intake/ while that is what makes it safe, else "". sound: bytes of the journal that are whole
+    lines; is_torn: something else may follow them, which must not swallow the next line. is_given_up: the sync of our
+    copy has failed, and it must never be relied on.
+    """
 
     entry: Entry
     envelope: Envelope
     offset: int
     length: int
-    source: str = ""  # its file in intake/ while that is what makes it safe, else ""
+    source: str = ""
     state: journal.State = field(default_factory=journal.State)
     is_journalled: bool = False
-    is_torn: bool = False  # the journal has something after its `sound` bytes, which must not swallow the next line
+    is_torn: bool = False
     sound: int = 0
-    refusal: Outcome | None = None  # what every recipient gets, because of the message itself
+    is_given_up: bool = False
 
     @property
     def id(self) -> str:
         return self.entry.id
+
+    @property
+    def refusal(self) -> Outcome | None:
+        """What every recipient gets, because of the message itself."""
+        status, _, reason = self.envelope.refusal.partition(" ")
+        return failed(status, reason) if status else None
 
 
 def entry_of(place: str, name: str) -> Entry | None:
@@ -103,6 +119,7 @@ class Queue:
     def __init__(self, paths: Paths, clock: Callable[[], float], *, sync_directories: bool = False) -> None:
         self._root = paths.queue
         self._intake = paths.intake
+        self._quarantine = paths.quarantine
         self._journals = paths.journal
         self._clock = clock
         self._sync_directories = sync_directories
@@ -115,7 +132,11 @@ class Queue:
         content: the message as chunks. Raises OSError, and leaves nothing but the source then.
         """
         path = f"{self._root}/new/{envelope.id}"
-        fd = durable.create(path)
+        try:
+            fd = durable.create(path)
+        except FileExistsError:  # of a try that failed and could not be removed then: S3, as our source shows
+            durable.unlink(path)
+            fd = durable.create(path)
         try:
             offset, length = write_message(fd, envelope, content)
         except BaseException:
@@ -144,12 +165,15 @@ class Queue:
     def secure(self, message: Message) -> None:
         """Make our own copy what the promise rests on: sync it, then let the submitter's file go (S3 -> S4).
 
-        If the sync fails the copy is given up and the source stays: OSError, and the message must be adopted again.
+        If the sync fails the copy is given up and the source stays: OSError, and the message must be adopted again. A
+        second sync of it would lie, so there is none, even if the copy cannot be removed.
         """
         if not message.source:
             return
         path = self.path(message)
         try:
+            if message.is_given_up:
+                raise OSError(5, "the copy in the queue could not be synced")
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 durable.sync(fd)
@@ -158,8 +182,10 @@ class Queue:
             if self._sync_directories:
                 durable.sync_directory(f"{self._root}/{message.entry.place}")
         except OSError:
+            message.is_given_up = True
             durable.unlink(path)
             raise
+        # From here on our copy is safe by itself.
         durable.unlink(f"{self._intake}/{message.source}")
         message.source = ""
 
@@ -195,9 +221,11 @@ class Queue:
         """Read the journal into the message's state. Raises Broken or OSError."""
         try:
             with open(f"{self._journals}/{message.id}", "rb") as file:
-                data = file.read(MAX_JOURNAL)
+                data = file.read(MAX_JOURNAL + 1)
         except FileNotFoundError:
             return
+        if len(data) > MAX_JOURNAL:
+            raise Broken("journal is too large")
         try:
             events, message.sound = journal.decode(data)
             message.state = journal.fold(events)
@@ -226,21 +254,24 @@ class Queue:
         """
         if message.source:
             raise ValueError("a journal needs a secured message")
+        if message.sound > FULL_JOURNAL:
+            events = [event for event in events if event.verb != "deferred"]
+        data = b"".join(map(journal.encode, events))
+        if not data:
+            return
+        path = f"{self._journals}/{message.id}"
         if message.is_torn:
-            os.truncate(f"{self._journals}/{message.id}", message.sound)
-            message.is_torn = False
-        self._append(message.id, b"".join(map(journal.encode, events)), sync=sync)
-        message.is_journalled = True
-
-    def _append(self, found: str, data: bytes, *, sync: bool = False) -> None:
-        fd = os.open(f"{self._journals}/{found}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-                     0o600)
+            durable.truncate(path, message.sound)
+        fd = durable.open_append(path)
+        message.is_journalled = message.is_torn = True
         try:
             durable.write_all(fd, data)
             if sync:
                 durable.sync(fd)
         finally:
             os.close(fd)
+        message.is_torn = False
+        message.sound += len(data)
 
     def reschedule(self, message: Message, due: float, attempts: int, destination: str) -> None:
         """Back to waiting, with a new due time in its name. The rename needs no sync: its loss means an early try."""
@@ -259,13 +290,17 @@ class Queue:
         entry.place, entry.name = place, name
 
     def finish(self, message: Message) -> None:
-        """Every target is final and every report is queued: forget the message (S5). The message's file goes first."""
-        durable.unlink(self.path(message))
-        if message.is_journalled:
-            durable.unlink(f"{self._journals}/{message.id}")
+        """Every target is final and every report is queued: forget the message (S5).
+
+        Its source goes first: if we die in between, the same bytes are delivered once more, which a mailbox notices; a
+        new copy has a new Received line. The journal goes last, or recipients that are done would not be known as such.
+        """
         if message.source:
             durable.unlink(f"{self._intake}/{message.source}")
             message.source = ""
+        durable.unlink(self.path(message))
+        if message.is_journalled:
+            durable.unlink(f"{self._journals}/{message.id}")
 
     def set_aside(self, entry: Entry) -> None:
         """Into bad/, for people to look at. The journal stays where it is."""
@@ -273,19 +308,35 @@ class Queue:
 
     # ---- at start
 
-    def recover(self, has_source: Callable[[str], bool]) -> None:
-        """Bring the directories from any crash state to S1, S2 or S4. `has_source` tells of ids in intake/ (S2, S3)."""
+    def taken_ids(self) -> set[str]:
+        """Every id that a file of the spool has, whatever it is: a new message must not get one of them."""
+        directories = [f"{self._root}/{name}" for name in DIRECTORIES] + [self._intake, self._quarantine]
+        return {queue_id.id_of(name) for directory in directories for name in os.listdir(directory)} - {""}
+
+    def recover(self, sources: Mapping[str, str]) -> None:
+        """Bring the directories from any crash state to S1, S2 or S4. sources: ids in intake/ and their file names."""
         for name in os.listdir(f"{self._root}/tmp"):
             durable.unlink(f"{self._root}/tmp/{name}")
+        journals = set(os.listdir(self._journals))
         alive = set()
         for entry in list(self.entries()):
-            if entry.place == "new" and has_source(entry.id):
-                durable.unlink(f"{self._root}/new/{entry.name}")  # S3: perhaps torn; its source is whole
-            else:
+            if entry.id not in sources:
                 alive.add(entry.id)
-        for name in os.listdir(self._journals):
+            elif (entry.place != "new" or entry.id in journals) and self._is_whole(entry):
+                durable.unlink(f"{self._intake}/{sources[entry.id]}")  # S4
+                alive.add(entry.id)
+            else:
+                durable.unlink(f"{self._root}/{entry.place}/{entry.name}")  # S3: perhaps torn; its source is whole
+        for name in journals:
             if name not in alive and queue_id.is_queue_id(name):
                 self._bury(name)
+
+    def _is_whole(self, entry: Entry) -> bool:
+        try:
+            self.load(entry)
+        except Broken:
+            return False
+        return True
 
     def _bury(self, name: str) -> None:
         """Remove the journal of a message that is gone; keep it while the message is in bad/."""

@@ -3,12 +3,13 @@
 Fourteen characters: eight that sort by time, three digits for the writer (given by the supervisor), three for a serial.
 The eight are base 62 in ASCII order and count ticks of 100 microseconds since the epoch, so ids sort as they were made.
 
-A report of our own gets an id *derived* from the message it is about, so that a crash cannot make two of them: the first
-character, a digit until the year 2080, becomes a letter: A for the first report, B for the second; a notice to the
-postmaster about a report that could not be delivered has the same letter in lower case. Nothing is derived from that.
+A report of our own gets an id *derived* from the message it is about, so that a crash cannot make two of them: the
+first character, a digit until the year 2080, becomes a letter: A for the first report, B for the second; a notice to
+the postmaster about a report that could not be delivered has the same letter in lower case. Nothing is derived from
+that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 14
@@ -39,16 +40,30 @@ def encode_ticks(ticks: int) -> str:
     return "".join(reversed(letters))
 
 
-class Ids:
-    """Makes ids for one writer. They rise even when the clock falls; a tick that is used up is followed by the next."""
+def decode_ticks(letters: str) -> int:
+    ticks = 0
+    for letter in letters:
+        ticks = ticks * 62 + ALPHABET.index(letter)
+    return ticks
 
-    def __init__(self, writer: int, clock: Callable[[], float]) -> None:
+
+class Ids:
+    """Makes ids for one writer. They rise even when the clock falls; a tick that is used up is followed by the next.
+
+    taken: ids that exist already. New ones are later than all of them, even if the clock went back while we were not
+    running: a name given twice would replace somebody's message, since rename(2) does that silently.
+    """
+
+    def __init__(self, writer: int, clock: Callable[[], float], taken: Iterable[str] = ()) -> None:
         if not 0 <= writer < 1000:
             raise ValueError("a writer has three digits")
         self._writer = writer
         self._clock = clock
-        self._tick = 0
-        self._serial = 0
+        century = encode_ticks(int(clock() * TICKS_PER_SECOND))[0]  # what a derived id has a letter for
+        latest = max((decode_ticks(century + found[1:8] if found[0] not in _DIGITS else found[:8]) for found in taken),
+                     default=-1)
+        self._tick = max(latest, 0)
+        self._serial = SERIALS - 1 if latest >= 0 else 0
 
     def new(self) -> str:
         now = int(self._clock() * TICKS_PER_SECOND)
