@@ -36,7 +36,7 @@ def show(paths: Paths, with_origin: bool, as_json: bool) -> None:
 def check(paths: Paths) -> int:
     """Check the settings files, and the files that they name."""
     loaded = read(paths)
-    problems = named_files.check(loaded.config, paths)
+    problems = named_files.check(loaded.config)
     for line in (*(f"warning: {warning}" for warning in loaded.warnings), *problems):
         click.echo(f"pysendmail: {line}", err=True)
     if problems:

@@ -6,15 +6,14 @@ the caller may not read are passed over: only root can judge them.
 
 import os
 
-from ..paths import Paths
 from . import files
 from .table import Config
 
 OPEN, KEY, SECRET = "open", "key", "secret"  # who may read it: anybody; a group for keys, such as ssl-cert; the owner
 
 
-def check(config: Config, paths: Paths) -> list[str]:
-    """The problems, one line each; [] if all is well. The usual alias file need not be there."""
+def check(config: Config) -> list[str]:
+    """The problems, one line each; [] if all is well."""
     named = [
         ("[relay] password_file", config.relay.password_file, SECRET),
         ("[relay] ca_file", config.relay.ca_file, OPEN),
@@ -22,8 +21,7 @@ def check(config: Config, paths: Paths) -> list[str]:
         ("[smtpd] tls_key", config.smtpd.tls_key, KEY),
         ("[auth] password_file", config.auth.password_file, KEY),
         ("[dkim] key_file", config.dkim.key_file, KEY),
-        *(("[local] aliases", path, OPEN) for path in config.local.aliases
-          if path != paths.aliases or os.path.lexists(path)),
+        *(("[local] aliases", path, OPEN) for path in config.local.aliases),
     ]
     return [f"{path}: {place}: {problem}" for place, path, kind in named if path and (problem := _problem(path, kind))]
 

@@ -44,7 +44,8 @@ def setting(
 class LocalSettings:
     mailbox: str = setting("mbox", kinds.MAILBOX, "How mail for local users is stored, or who stores it.", common=True)
     mail_dir: str = setting(
-        "", kinds.PATH, "Directory of the mbox files, one for each user. Empty: /var/mail. A Maildir is always ~/Maildir.")
+        "", kinds.PATH,
+        "Directory of the mbox files, one for each user. Empty: /var/mail. A Maildir is always ~/Maildir.")
     recipient_delimiter: str = setting(
         "+", kinds.DELIMITER, "Characters that separate user and detail in user+detail; empty: none.", common=True)
     command: str = setting(

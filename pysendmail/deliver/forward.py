@@ -18,9 +18,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ..mail.outcome import Outcome, deferred, failed
+from ..mail.envelope import text
+from ..mail.outcome import Outcome, deferred, failed, one_line
+from ..mail.target import COMMAND, FILE, FORWARDED, KNOWN, Target
 from ..route import values
 from ..route.values import Value
 from ..users import User
@@ -33,6 +35,7 @@ MAX_LISTED = 1000  # values of it and its lists together
 MAX_LISTS = 10  # :include: lists, nested ones too
 MAX_DETAIL = 100  # characters
 MAX_SHELLS = 64 * 1024  # bytes of /etc/shells
+MAX_WORDS = 200  # characters of a command or file name in the log
 
 NONE, TARGETS, IGNORED, DEFERRED = "none", "targets", "ignored", "deferred"
 
@@ -83,8 +86,22 @@ def read(user: User, detail: str, hostname: str) -> Forward:
         return reading.search(home, _names(detail, hostname))
     except _Later as later:
         return Forward(DEFERRED, reading.path, (), tuple(reading.notes), later.outcome)
+    except OSError as problem:
+        return Forward(DEFERRED, outcome=trouble.from_error(problem, "cannot look at the home directory", user.home))
     finally:
         os.close(home)
+
+
+def targets(found: Forward, parent: Target) -> Iterator[Target]:
+    """What takes the place of `parent`, a mailbox. Addresses are left to the runner, who knows aliases and users."""
+    for value in found.values:
+        if value.kind in (values.ADDRESS, values.LOCAL):
+            yield Target(FORWARDED, text(value.text), use_forward=value.kind == values.ADDRESS)
+        elif value.kind in (values.COMMAND, values.FILE) and value != values.NOWHERE:
+            kind = COMMAND if value.kind == values.COMMAND else FILE
+            yield replace(parent, kind=kind, digest=value.digest, words=one_line(text(value.text), MAX_WORDS))
+        else:
+            yield replace(parent, kind=KNOWN, outcome=values.outcome_of(value))
 
 
 def file_path(value: Value, user: User) -> str:

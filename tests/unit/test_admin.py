@@ -332,9 +332,10 @@ def test_config_check_looks_at_the_files_that_settings_name(run: Any, paths: Pat
         ": [local] aliases: is not a regular file")))
 
 
-def test_without_an_alias_file_all_is_well(run: Any, paths: Paths) -> None:
+def test_config_check_misses_the_alias_file(run: Any, paths: Paths) -> None:
+    """Without it local mail waits."""
     os.unlink(paths.aliases)
-    assert run("config", "check")[0] == 0
+    assert run("config", "check") == (78, "", "pysendmail: /etc/aliases: [local] aliases: No such file or directory\n")
 
 
 def test_config_sample_is_the_sample_file(run: Any) -> None:
