@@ -15,6 +15,7 @@ import click
 
 from ..events import shown
 from ..paths import Paths
+from ..spool.queue_id import is_queue_id
 from ..spool.selection import AGES, open_recipients
 from . import ask
 from .ask import Item
@@ -53,10 +54,21 @@ class Age(click.ParamType):
         self.fail(f"{value!r} is no age such as 30m, 4h or 2d", param, ctx)
 
 
+class QueueId(click.ParamType):
+    """A whole queue id: a part of one could be a part of others too, and what is deleted is gone."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not is_queue_id(value):
+            self.fail(f"{value!r} is no queue id", param, ctx)
+        return str(value)
+
+
 def choosing(command: Command) -> Command:
     """The arguments and options that choose messages."""
     for decorate in reversed((
-        click.argument("ids", nargs=-1, metavar="[ID]..."),
+        click.argument("ids", nargs=-1, type=QueueId(), metavar="[ID]..."),
         click.option("--sender", multiple=True, metavar="TEXT", help="Text in the sender's address."),
         click.option("--recipient", multiple=True, metavar="TEXT", help="Text in a recipient's address."),
         click.option("--domain", multiple=True, metavar="DOMAIN", help="Domain of a recipient."),
@@ -104,7 +116,7 @@ def list_(paths: Paths, as_json: bool, **chosen: Any) -> None:
 
 
 @queue.command()
-@click.argument("wanted", metavar="ID")
+@click.argument("wanted", type=QueueId(), metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def show(paths: Paths, wanted: str, as_json: bool) -> None:

@@ -154,6 +154,15 @@ def test_an_age_is_read_or_refused(text: str) -> None:
     assert text[-1] in admin_queue.UNITS
 
 
+@pytest.mark.parametrize("wrong", ["0", "0WkDdmTe00100", "0WkDdmTe0010000", "0WkDdmTe00100x", "../../etc/pass", ""])
+def test_a_part_of_an_id_chooses_nothing(run: Any, wrong: str) -> None:
+    """It could be a part of others too."""
+    for verb in ("list", "show", "delete"):
+        code, _, errors = run("queue", verb, wrong)
+        assert code == 64
+        assert "is no queue id" in errors
+
+
 @pytest.mark.parametrize("verb", ["hold", "release", "delete", "bounce", "requeue"])
 def test_the_whole_queue_is_changed_only_when_that_is_said(run: Any, paths: Paths, verb: str) -> None:
     with Control(paths, listing(item(result="ok"))) as control:
