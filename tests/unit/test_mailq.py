@@ -389,3 +389,14 @@ def test_what_a_filter_chooses(asked: dict[str, Any], expected: str) -> None:
 def test_what_is_no_filter(asked: object) -> None:
     with pytest.raises(ValueError):
         selection.predicate(asked, 0.0)
+
+
+def test_mailq_needs_the_standard_library_only(paths: Paths) -> None:
+    """It runs as /usr/sbin/sendmail does, where nothing else can be found."""
+    code = ("import sys\nsys.path.insert(0, '.')\n"
+            "from pysendmail.cli.mailq import main\nfrom pysendmail.paths import Paths\n"
+            f"code = main([], Paths({paths.root!r}))\n"
+            "print(code, [name for name in ('click', 'asyncio', 'email', 'ssl', 'tomllib') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-IS", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30,
+                          check=True)
+    assert done.stdout.strip().split("\n")[-1] == "0 []"
