@@ -75,8 +75,8 @@ def start_daemon(root: str, log_path: str) -> int:
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        from ..daemon import supervisor  # noqa: PLC0415
-        from ..events import to_stderr  # noqa: PLC0415
+        from ..daemon import supervisor
+        from ..events import to_stderr
 
         code = supervisor.main(["pysendmaild"], Paths(root), users=DemoUsers(root), log=to_stderr)
     finally:
@@ -160,5 +160,5 @@ def main(argv: list[str]) -> int:
             os.waitpid(daemon, 0)
         if "--keep" not in argv:
             shutil.rmtree(root, ignore_errors=True)
-    print("\nDone: three messages submitted, four delivered, one report, nothing lost.")
+    print("\nDone: two messages in, three copies and one report delivered, nothing lost.")
     return 0

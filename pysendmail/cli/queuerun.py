@@ -1,8 +1,8 @@
 """`sendmail -q...`: try the queue now.
 
-The runner does the work; this asks it to. Without arguments everything that waits is tried; -qI, -qR and -qS choose by
-id, recipient and sender (with "!" the others). A daemon that is down has nothing to be asked: EX_TEMPFAIL, and the queue
-is tried when it starts. sendmail(8).
+The runner does the work; this asks it to. Without arguments everything that waits is tried; -qI, -qR and -qS choose
+by id, recipient and sender (with "!" the others). A daemon that is down has nothing to be asked: EX_TEMPFAIL, and the
+queue is tried when it starts. sendmail(8).
 """
 
 import sys

@@ -1,8 +1,10 @@
-"""The runner's end of the agents: one lane a user, a bounded number of agents, a deadline for every request.
+"""The runner's end of the agents: lanes for each user, a bounded number of agents, a deadline for every request.
 
-A lane holds the deliveries for one user and sends them to that user's agent, at most WINDOW at a time. Agents live for a
-burst: idle ones are closed, and when all places are taken the least recently used idle one makes room. A user can stop or
-stall his own agent but nobody else's: the others' lanes go on, and what waits for him is handed back as busy.
+A lane holds deliveries for one user and sends them to an agent of that user, at most WINDOW at a time. Mailbox and
+files share one lane, so that what waits is written together; commands, which may take long, have up to COMMAND_LANES
+of their own and go one at a time. Agents live for a burst: idle ones are closed, and when all places are taken the
+least recently used idle one makes room. A user can stop or stall his own agent but nobody else's: the others' lanes
+go on, and what waits for him is handed back as busy.
 
 An agent that ends with requests unanswered leaves their outcome unknown; they are deferred, and may be duplicated.
 """
@@ -18,12 +20,15 @@ from ..deliver import request
 from ..deliver.request import Reply, Request
 from ..events import Events
 from ..mail.outcome import Outcome, deferred
+from ..mail.target import COMMAND
 
 MAX_LANES = 50  # agents at once
 WINDOW = 64  # requests an agent has before it has answered
+COMMAND_LANES = 3  # commands of one user at once
 IDLE = 5.0  # seconds an agent is kept without work
 STALLED_AFTER = 5.0  # seconds without an answer: the lane's waiting deliveries are handed back as busy
-DEADLINE = 300.0  # seconds for the oldest request of an agent that does no command
+DEADLINE = 300.0  # seconds without an answer after which an agent is ended
+COMMAND_GRACE = 60.0  # seconds more than a command's own limit
 TICK = 1.0  # seconds between looks at idle and stuck lanes
 
 Done = Callable[[Reply], None]
@@ -45,9 +50,15 @@ class Job:
 
 @dataclass(slots=True)
 class Lane:
-    """The deliveries for one user. sent: by request number. moved: when the agent last answered or got its first."""
+    """Deliveries for one user. sent: by request number. moved: when the agent last answered or got its first.
+
+    deadline: seconds for one answer. window: requests at a time.
+    """
 
     user: str
+    name: str
+    deadline: float
+    window: int = WINDOW
     waiting: deque[Job] = field(default_factory=deque)
     sent: dict[int, Job] = field(default_factory=dict)
     channel: socket.socket | None = None
@@ -59,7 +70,10 @@ class Lane:
 class Agents:
     """All lanes. link: the socket to the spawner."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, link: socket.socket, events: Events) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: socket.socket, events: Events, *, most: int = MAX_LANES,
+                 command_time: float = 1000.0) -> None:
+        self._most = most
+        self._command_time = command_time
         self._loop = loop
         self._link = link
         self._events = events
@@ -71,9 +85,8 @@ class Agents:
 
     def deliver(self, user: str, job: Job) -> None:
         """Hand over one delivery; job.done is called once, later."""
-        lane = self._lanes.get(user)
-        if lane is None:
-            lane = self._lanes[user] = Lane(user, moved=self._loop.time())
+        is_command = job.request.target.kind == COMMAND
+        lane = self._command_lane(user) if is_command else self._lane(user, user, DEADLINE, WINDOW)
         lane.waiting.append(job)
         if lane.channel is not None:
             self._pump(lane)
@@ -81,6 +94,20 @@ class Agents:
             lane.is_asking = True
             self._queue.append(lane)
             self._place()
+
+    def _lane(self, user: str, name: str, deadline: float, window: int) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Lane(user, name, deadline, window, moved=self._loop.time())
+        return lane
+
+    def _command_lane(self, user: str) -> Lane:
+        """The one of this user's command lanes with the least to do."""
+        names = [f"{user}|{k}" for k in range(COMMAND_LANES)]  # no user's name has a "|"
+        lengths = [len(self._lanes[name].waiting) + len(self._lanes[name].sent) if name in self._lanes else 0
+                   for name in names]
+        name = names[lengths.index(min(lengths))]
+        return self._lane(user, name, self._command_time + COMMAND_GRACE, 1)
 
     @property
     def outstanding(self) -> int:
@@ -96,7 +123,7 @@ class Agents:
     def _place(self) -> None:
         """Ask for agents for the lanes that wait, as far as there is room."""
         while self._queue:
-            if sum(1 for lane in self._lanes.values() if lane.channel is not None) + len(self._asked) >= MAX_LANES:
+            if sum(1 for lane in self._lanes.values() if lane.channel is not None) + len(self._asked) >= self._most:
                 idle = [lane for lane in self._lanes.values()
                         if lane.channel is not None and not lane.sent and not lane.waiting]
                 if not idle:
@@ -132,7 +159,7 @@ class Agents:
 
     def _refuse(self, lane: Lane, outcome: Outcome) -> None:
         lane.is_asking = False
-        self._lanes.pop(lane.user, None)
+        self._lanes.pop(lane.name, None)
         for job in lane.waiting:
             job.done(Reply(job.request.n, outcome))
         self._place()
@@ -142,7 +169,7 @@ class Agents:
     def _pump(self, lane: Lane) -> None:
         """Send what the agent can take."""
         channel = lane.channel
-        while channel is not None and lane.waiting and len(lane.sent) < WINDOW:
+        while channel is not None and lane.waiting and len(lane.sent) < lane.window:
             job = lane.waiting[0]
             try:
                 fd = job.open_file()
@@ -179,7 +206,7 @@ class Agents:
             if reply is None:
                 self._end(lane, GONE)
                 return
-            job = lane.sent.pop(reply.n, None)
+            job = lane.sent.pop(reply.n, None) if reply.is_answer else lane.sent.get(reply.n)
             lane.moved = self._loop.time()
             if job is not None:
                 job.done(reply)
@@ -193,7 +220,7 @@ class Agents:
             self._loop.remove_reader(lane.channel.fileno())
             lane.channel.close()
             lane.channel = None
-        self._lanes.pop(lane.user, None)
+        self._lanes.pop(lane.name, None)
         if lane in self._queue:
             self._queue.remove(lane)
         lost, lane.sent, lane.waiting = [*lane.sent.values(), *lane.waiting], {}, deque()
@@ -210,9 +237,9 @@ class Agents:
             if not lane.sent and not lane.waiting:
                 if quiet > IDLE:
                     self._end(lane, GONE)
-            elif quiet > DEADLINE:
+            elif quiet > lane.deadline:
                 self._kill(lane)
-            elif quiet > STALLED_AFTER:
+            elif quiet > STALLED_AFTER and lane.window > 1:
                 waiting, lane.waiting = lane.waiting, deque()
                 for job in waiting:
                     job.done(Reply(job.request.n, BUSY))

@@ -72,8 +72,7 @@ def requeue(runner: Runner, entry: Entry) -> None:
     state, events = message.state, []
     done = {progress.target.key() for progress in state.progress.values() if not progress.is_open}
     for number, progress in state.open_targets():
-        address = progress.target.address
-        targets = runner.expander.expand(address, seen=done)
+        targets = runner.expander.again(progress.target, seen=done)
         first = state.next_number()
         event = Event("forwarded", time.time(), {
             "n": number, "t": [[first + k, target.to_json()] for k, target in enumerate(targets)]})

@@ -60,7 +60,7 @@ class ControlDoor:
             if count % ITEMS_AT_ONCE == 0:
                 yield None
             p, entry = runner.active.get(queue_id), runner.waiting.get(queue_id)
-            if p is None and (entry is None or not sees_all and entry.uid not in (uid, -1)):
+            if p is None and (entry is None or (not sees_all and entry.uid not in (uid, -1))):
                 continue
             try:
                 item = self._describe(queue_id)
@@ -228,9 +228,9 @@ class ControlProtocol(asyncio.Protocol):
 def selection(asked: Any) -> Callable[[listing.Item], bool]:
     """The filter of a request as a predicate. All given conditions must hold; texts match anywhere, in any case.
 
-    Keys: id (list of ids or parts of one), sender, recipient, domain (of a recipient), reason, older, younger (seconds),
-    now (the asker's clock is not trusted: ours is used), held (bool), not (list of keys whose condition is turned round).
-    Raises BadRequest.
+    Keys: id (list of ids or parts of one), sender, recipient, domain (of a recipient), reason, older, younger
+    (seconds), now (the asker's clock is not trusted: ours is used), held (bool), not (list of keys whose condition is
+    turned round). Raises BadRequest.
     """
     known = {"id", "sender", "recipient", "domain", "reason", "older", "younger", "held", "not", "now"}
     if not isinstance(asked, dict) or asked.keys() - known:
@@ -249,7 +249,7 @@ def _holds(item: listing.Item, key: str, value: Any) -> bool:
         case "id":
             return any(part in item["id"] for part in value)
         case "held":
-            return (item["where"] == "hold") == value
+            return bool((item["where"] == "hold") == value)
         case "older" | "younger":
             age = time.time() - item["arrived"]
             return bool(age >= value if key == "older" else age < value)

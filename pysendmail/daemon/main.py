@@ -22,7 +22,7 @@ from ..deliver import request
 from ..events import Events, Log
 from ..paths import Paths
 from ..route.aliases import Aliases
-from ..route.expand import Expander
+from ..route.expand import Expander, Limits
 from ..route.router import Router
 from ..spool import queue_id
 from ..spool.queue import Queue, needs_directory_sync, prepare
@@ -90,8 +90,9 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
         if message is not None:
             runner.accept(message)
 
-    door = doors.SubmissionDoor(paths, queue_id.Ids(WRITER + 1, time.time), events, config.limits.message_size, adopt,
-                                time.time)
+    taken = runner.queue.taken_ids()
+    door = doors.SubmissionDoor(paths, queue_id.Ids(WRITER + 1, time.time, taken), events, config.limits.message_size,
+                                adopt, time.time, sync_directories=needs_directory_sync(paths.intake))
     control = ControlDoor(paths, config, runner, events)
     servers = [await loop.create_unix_server(door.connect, sock=sockets.submit),
                await loop.create_unix_server(control.connect, sock=sockets.control)]
@@ -111,13 +112,15 @@ def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, use
               sockets: Sockets) -> tuple[Runner, Intake, agents.Agents]:
     router = Router(config)
     aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
-    expander = Expander(router, aliases, users)
+    limits = Limits(config.limits.alias_depth, config.limits.alias_results)
+    expander = Expander(router, aliases, users, limits, events.warned)
     queue = Queue(paths, time.time, sync_directories=needs_directory_sync(paths.queue))
-    local = agents.Agents(loop, sockets.link, events)
+    local = agents.Agents(loop, sockets.link, events, most=config.limits.agents,
+                          command_time=float(config.limits.program_time))
     reports = Reports(config, queue, time.time, router.qualify("postmaster"))
     runner = Runner(loop, config, queue, expander, local, reports, events, time.time, random.random)
-    intake = Intake(paths, queue, queue_id.Ids(WRITER, time.time), users, config, router, events, time.time,
-                    runner.is_full)
+    ids = queue_id.Ids(WRITER, time.time, queue.taken_ids())
+    intake = Intake(paths, queue, ids, users, config, router, events, time.time, runner.is_full)
     return runner, intake, local
 
 
@@ -145,7 +148,7 @@ def _beat(loop: asyncio.AbstractEventLoop, link: socket.socket, value: dict[str,
 
 def harden() -> None:
     """What a process without privilege still can give up: new privileges by exec, core files."""
-    import ctypes  # noqa: PLC0415 - once, in the child
+    import ctypes
 
     pr_set_no_new_privs, pr_set_pdeathsig = 38, 1
     libc = ctypes.CDLL(None, use_errno=True)

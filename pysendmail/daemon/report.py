@@ -1,8 +1,9 @@
 """Reports about queued messages: who is told what, and the queueing of it.
 
-`plan` says what has to be told now (pure: it reads the state), `commit` writes the report into the queue, durably. The
-runner journals a plan before it commits it. A message whose sender cannot be told goes to the postmaster as a notice; when
-that fails too there is nobody left, and the message is held for an administrator: kept, never lost. RFC 3461, RFC 3464.
+`plan` says what has to be told now (pure: it reads the state), `commit` writes the report into the queue, durably.
+The runner journals a plan before it commits it; `unfinished` is the plan that a crash kept from being carried out. A
+message whose sender cannot be told goes to the postmaster as a notice; when that fails too there is nobody left, and
+the message is held for an administrator: kept, never lost. RFC 3461, RFC 3464.
 """
 
 import os
@@ -18,12 +19,17 @@ from ..spool import queue_id
 from ..spool.journal import Progress
 from ..spool.queue import Message, Queue
 
+_TITLES = {dsn.FAILED: "DSN", dsn.DELAYED: "sender notify", dsn.DELIVERED: "return receipt"}
 NO_REPLY = frozenset(("never",))  # NOTIFY of our own reports: there is no report about a report
+
+
+Told = list[tuple[int, Progress, str]]  # target number, how it stands, action (RFC 3464)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A report to be made. report_id "" = nobody can be told. targets: the numbers it tells of. title, why: for the log."""
+    """A report to be made. report_id "" = nobody can be told. targets: the numbers it tells of. title, why: for the
+    log."""
 
     report_id: str
     number: int
@@ -47,26 +53,27 @@ class Reports:
     def plan(self, message: Message, kind: str) -> Plan | None:
         """What is to be told now. kind: "final" (failures, asked-for successes) or "delayed"; None = nothing."""
         envelope = message.envelope
-        told = [(n, p, _action(p)) for n, p in message.state.progress.items() if _is_due(p, kind)]
-        wanted = [(n, p, action) for n, p, action in told
-                  if dsn.wanted(envelope, envelope.recipients[p.recipient], action)]
-        is_notice = False
+        told = [(n, p) for n, p in message.state.progress.items() if _is_due(p, kind)]
+        wanted = tuple(n for n, p in told if dsn.wanted(envelope, envelope.recipients[p.recipient], _action(p)))
         if not wanted and not envelope.sender and kind == "final":
-            wanted = [entry for entry in told if entry[2] == dsn.FAILED and not _is_silent(envelope, entry[1])]
-            is_notice = bool(wanted)
-        if not wanted or kind == "delayed" and self._is_bulk(message):
+            wanted = tuple(n for n, p in told if _action(p) == dsn.FAILED and not _is_silent(envelope, p))
+        if not wanted or (kind == "delayed" and self._is_bulk(message)):
             return None
-        number = message.state.reports + 1
-        results = tuple(dsn.Result(envelope.recipients[p.recipient], p.target.address, _outcome(p), action)
-                        for _, p, action in wanted)
-        titles = {dsn.FAILED: "DSN", dsn.DELAYED: "sender notify", dsn.DELIVERED: "return receipt"}
-        why = results[0].outcome.reason
+        return self.remake(message, message.state.reports + 1, wanted)
+
+    def remake(self, message: Message, number: int, targets: tuple[int, ...]) -> Plan:
+        """The plan of report `number` that tells of these targets: the same each time."""
+        envelope, progress = message.envelope, message.state.progress
+        results = tuple(dsn.Result(envelope.recipients[progress[n].recipient], progress[n].target.address,
+                                   _outcome(progress[n]), _action(progress[n])) for n in targets)
+        is_notice = not envelope.sender
         found = queue_id.derived(message.id, number)
+        why = results[0].outcome.reason
         if not found:
             why = f"cannot be delivered and nobody is left to be told: {why}"
-        title = "postmaster notify" if is_notice else titles.get(results[0].action, "DSN")
-        return Plan(found, number, self._postmaster if is_notice else envelope.sender, tuple(n for n, _, _ in wanted),
-                    results, is_notice, title, why)
+        title = "postmaster notify" if is_notice else _TITLES.get(results[0].action, "DSN")
+        return Plan(found, number, self._postmaster if is_notice else envelope.sender, targets, results, is_notice, title,
+                    why)
 
     def commit(self, message: Message, plan: Plan) -> Message:
         """Write the report into the queue. Raises OSError: it is not there."""
@@ -80,7 +87,7 @@ class Reports:
             text = dsn.report(message.envelope, plan.results, original, reporter,
                               retry_until=until if plan.results[0].action == dsn.DELAYED else 0.0)
         envelope = Envelope(plan.report_id, "", (Recipient(plan.recipient, NO_REPLY),), now, Origin("runner"),
-                            "8bitmime" if not text.isascii() else "", scanned=True)
+                            "" if text.isascii() else "8bitmime", not plan.recipient.isascii(), scanned=True)
         return self._queue.commit(envelope, [text])
 
     def _original(self, message: Message) -> dsn.Original:
@@ -116,6 +123,7 @@ def _outcome(progress: Progress) -> Outcome:
 
 
 def _is_silent(envelope: Envelope, progress: Progress) -> bool:
-    """Whether the submitter has asked that nobody hears of this failure. Our own reports ask for that, and are told of."""
+    """Whether the submitter has asked that nobody hears of this failure. Our own reports ask for that, and are told
+    of."""
     asked = "never" in envelope.recipients[progress.recipient].notify or envelope.errors == "q"
     return asked and envelope.origin.kind != "runner"

@@ -1,8 +1,9 @@
 """The runner: every message from the moment it is taken in until nothing is left to do for it.
 
-A message in work is a Pass: its recipients become targets (aliases), its targets go to agents or relays, each comes back
-with an Outcome or with the targets of a .forward, and when none is awaited any more the pass is settled: what is final
-and wants telling is told in one report, what waits goes back into the queue with a due time, what is done is forgotten.
+A message in work is a Pass: its recipients become targets (aliases), its targets go to agents or relays, each comes
+back with an Outcome or with the targets of a .forward, and when none is awaited any more the pass is settled: what is
+final and wants telling is told in one report, what waits goes back into the queue with a due time, what is done is
+forgotten.
 
 What makes the message safe meanwhile stands in spool/queue.py. A message that is done in its first pass writes nothing
 but the copy that the agents read; as soon as one target is final while others are not, FLUSH_AFTER later, outcomes are
@@ -12,7 +13,6 @@ The runner never delivers, never talks to the network and has no privilege. One 
 """
 
 import asyncio
-import os
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -23,13 +23,13 @@ from ..config import Config
 from ..deliver.request import Reply, Request
 from ..events import Events
 from ..mail.outcome import Outcome, deferred, failed
-from ..mail.target import KNOWN, RELAY, Target
+from ..mail.target import CHANGED, COMMAND, FILE, KNOWN, RELAY, Target
 from ..route.expand import Expander
 from ..spool.journal import Event, Progress
 from ..spool.queue import Broken, Entry, Message, Queue
 from . import agents, schedule
 from .intake import Intake
-from .report import Reports
+from .report import Plan, Reports
 
 MAX_ACTIVE = 500  # messages in work at once
 SLICE = 40  # messages taken in before answers are looked at again
@@ -38,8 +38,6 @@ FLUSH_AFTER = 0.25  # seconds between a final outcome and its line in the journa
 SETTLE_AGAIN = 10.0  # seconds before a pass whose settling failed (disk full) is settled again
 BUSY_AGAIN = 5.0  # seconds before a delivery is tried again that its agent had no time for
 MAX_CRASHES = 3  # times that our own code may fail on one message before it goes to bad/
-MAX_PER_USER = 1000  # messages of one uid in the queue; more wait in the drop
-MAX_BYTES_PER_USER = 512 * 1024 * 1024  # likewise, bytes of those taken in since the start
 
 
 @dataclass(slots=True)
@@ -79,12 +77,13 @@ class Runner:
         self._due: list[tuple[int, str]] = []
         self._ready: deque[str] = deque()
         self._recovering: Iterator[Message] = iter(())
-        self._again: dict[str, float] = {}  # intake names whose copy failed, and when to try again
         self._number = 0
         self._crashes: Counter[str] = Counter()
         self._files: Counter[int] = Counter()
         self._bytes: Counter[int] = Counter()
         self._is_taking = False
+        self._is_wake_due = False
+        self._last_scan = 0.0
         self.is_stopping = False
 
     # ---- start and end
@@ -93,10 +92,10 @@ class Runner:
         """Recover the spool, then begin: nothing is delivered before the queue is known."""
         self.intake = intake
         sources = intake.sources()
-        self.queue.recover(lambda queue_id: queue_id in sources)
+        self.queue.recover(sources)
         now = self._clock()
         for entry in self.queue.entries():
-            self.wait(entry, min(entry.due, int(schedule.sane_due(entry.due, now))))
+            self.wait(entry, int(schedule.sane_due(entry.due, now, self._config.queue)))
             self._files[entry.uid] += 1
         self._recovering = intake.recover()
         self._loop.call_soon(self.take_in)
@@ -116,18 +115,34 @@ class Runner:
 
     def _scan(self) -> None:
         self._loop.call_later(SCAN_EVERY, self._scan)
+        now = self._clock()
+        if now < self._last_scan:  # the clock went back: nothing shall wait for the time it went back by
+            for entry in list(self.waiting.values()):
+                due = int(schedule.sane_due(entry.due, now, self._config.queue))
+                if due != entry.due:
+                    self.wait(entry, due)
+        self._last_scan = now
         self.wake()
 
     def wake(self) -> None:
         """Somebody says that there is something in the drop."""
-        if self.intake is not None:
-            self.intake.rescan()
+        wait = self.intake.rescan() if self.intake is not None else 0.0
+        if wait and not self._is_wake_due:
+            self._is_wake_due = True
+            self._loop.call_later(wait, self._wake_again)
         self.take_in()
+
+    def _wake_again(self) -> None:
+        self._is_wake_due = False
+        self.wake()
 
     # ---- taking messages into work
 
     def is_full(self, uid: int) -> bool:
-        return self._files[uid] >= MAX_PER_USER or self._bytes[uid] >= MAX_BYTES_PER_USER
+        """Whether a user has used up the share of the queue that submissions may take; more of them wait in the
+        drop."""
+        limits = self._config.limits
+        return self._files[uid] >= limits.submissions or self._bytes[uid] >= limits.submission_space
 
     def take_in(self) -> None:
         """Put as many messages to work as there is room for: due ones first, then new ones. Called often."""
@@ -162,12 +177,6 @@ class Runner:
         if self._due:
             wait = min(max(self._due[0][0] - now, 0.05), SCAN_EVERY)
             self._loop.call_later(wait, self.take_in) if wait < SCAN_EVERY else None
-        for name, at in list(self._again.items()):
-            if at <= now and self._has_room() and self.intake is not None:
-                del self._again[name]
-                message = self.intake.readopt(name)
-                if message is not None:
-                    self.accept(message)
         for _ in range(SLICE):
             if not self._ready or not self._has_room():
                 return
@@ -225,12 +234,16 @@ class Runner:
                 if index not in message.state.expanded:
                     self._expand(p, index)
             for number, progress in message.state.open_targets():
-                if number not in p.awaited:
+                if number in p.awaited:
+                    continue
+                if progress.outcome is not None and _needs_another_look(progress):
+                    self._replace(p, number, self.expander.again(progress.target, seen=p.seen))
+                else:
                     self._dispatch(p, number, progress)
             p.is_dispatching = False
             if not p.awaited:
                 self._settle(p)
-        except Exception:  # noqa: BLE001 - the one place where a fault of ours meets a message: keep it, say so, go on
+        except Exception:
             self._crashed(p)
 
     def _expand(self, p: Pass, index: int) -> None:
@@ -263,7 +276,8 @@ class Runner:
         request = Request(self._number, message.id, message.offset, message.length,
                           envelope.sender if target.sender is None else target.sender,
                           envelope.recipients[progress.recipient].address, target, self._clock())
-        self._local.deliver(target.user, agents.Job(
+        user = target.user or self._config.local.command_user  # files and commands of aliases have no user of their own
+        self._local.deliver(user, agents.Job(
             request, lambda: self.queue.open(message), lambda reply: self._answer(p, number, reply)))
 
     def _answer(self, p: Pass, number: int, reply: Reply) -> None:
@@ -271,6 +285,8 @@ class Runner:
         try:
             for note in reply.notes:
                 self.events.noted(p.message.id, note)
+            if not reply.is_answer:
+                return
             if reply.targets:
                 self._forward(p, number, reply)
             elif reply.outcome is agents.BUSY:
@@ -285,7 +301,7 @@ class Runner:
             elif p.events and not p.is_flush_due:
                 p.is_flush_due = True
                 self._loop.call_later(FLUSH_AFTER, self._flush_later, p)
-        except Exception:  # noqa: BLE001 - as in _start
+        except Exception:
             self._crashed(p)
 
     def _take_outcome(self, p: Pass, number: int, outcome: Outcome) -> None:
@@ -302,14 +318,18 @@ class Runner:
 
     def _forward(self, p: Pass, number: int, reply: Reply) -> None:
         """A .forward has taken the target's place: its targets are deliveries of their own."""
+        parent = p.message.state.progress[number].target
+        children = self.expander.forwarded(parent, reply.targets, seen=p.seen)
+        self.events.forwarded(p.message.id, parent.user, len(children))
+        self._replace(p, number, children)
+
+    def _replace(self, p: Pass, number: int, targets: list[Target]) -> None:
+        """Put targets in the place of one."""
         state = p.message.state
-        parent = state.progress[number]
-        children = self.expander.forwarded(parent.target, reply.targets, seen=p.seen)
         first = state.next_number()
         self._note(p, Event("forwarded", self._clock(), {
-            "n": number, "t": [[first + k, target.to_json()] for k, target in enumerate(children)]}))
-        self.events.forwarded(p.message.id, parent.target.user, len(children))
-        for k in range(len(children)):
+            "n": number, "t": [[first + k, target.to_json()] for k, target in enumerate(targets)]}))
+        for k in range(len(targets)):
             self._dispatch(p, first + k, state.progress[first + k])
 
     def _flush_later(self, p: Pass) -> None:
@@ -344,8 +364,8 @@ class Runner:
                 self._forget(p)
         except OSError as trouble:
             self.events.trouble(f"{p.message.id}: cannot settle: {trouble.strerror}")
-            if not os.path.exists(self.queue.path(p.message)) and p.message.source:
-                self._again[p.message.source] = self._clock() + SETTLE_AGAIN  # our copy was given up, its source is safe
+            if p.message.is_given_up and self.intake is not None:
+                self.intake.put_back(p.message.source)  # our copy is of no use, its source is
                 self._forget(p)
             else:
                 self._loop.call_later(SETTLE_AGAIN, self._settle, p)
@@ -360,12 +380,15 @@ class Runner:
         for number, progress in state.open_targets():
             last = progress.outcome.reason if progress.outcome is not None else "never tried"
             diagnostic = progress.outcome.diagnostic if progress.outcome is not None else ""
-            self._take_outcome(p, number, Outcome("5.4.7", f"gave up after {self._config.queue.lifetime} s: {last}"[:400],
-                                                  diagnostic))
+            reason = f"gave up after {self._config.queue.lifetime} s: {last}"
+            self._take_outcome(p, number, failed("5.4.7", reason, diagnostic))
 
     def _report(self, p: Pass) -> None:
-        """Queue what the sender must hear. Journalled first, unless the message ends here anyway."""
+        """Queue what the sender must hear. Each report is planned in the journal first, unless the message ends here."""
         message, state = p.message, p.message.state
+        if state.plan is not None:  # a crash came between plan and report
+            number, _, targets = state.plan
+            self._send_report(p, self._reports.remake(message, number, targets))
         is_late = (bool(state.open_targets()) and not state.is_warned and not p.is_busy
                    and schedule.is_late(message.envelope.received_at, self._clock(), self._config.queue))
         for kind in ("final", "delayed") if is_late else ("final",):
@@ -375,16 +398,18 @@ class Runner:
             if not plan.report_id:
                 p.hold = plan.why
                 continue
-            note = Event("reported", self._clock(), {"k": plan.number, "kind": kind, "n": list(plan.targets)})
+            self._note(p, Event("planned", self._clock(), {"k": plan.number, "kind": kind, "n": list(plan.targets)}))
             if state.open_targets():
-                self._note(p, note)
                 self._flush(p, sync=True)
-            if plan.report_id not in self.active and plan.report_id not in self.waiting:
-                report = self._reports.commit(message, plan)
-                self.events.reported(message.id, plan.report_id, plan.title, plan.why)
-                self.accept(report)
-            if note not in p.events and not state.open_targets():
-                state.apply(note)  # lest a settling that is tried again makes another one
+            self._send_report(p, plan)
+
+    def _send_report(self, p: Pass, plan: Plan) -> None:
+        """Queue a planned report, unless it is there already. Raises OSError: the plan stands."""
+        if plan.report_id not in self.active and plan.report_id not in self.waiting:
+            report = self._reports.commit(p.message, plan)
+            self.events.reported(p.message.id, plan.report_id, plan.title, plan.why)
+            self.accept(report)
+        self._note(p, Event("reported", self._clock(), {"k": plan.number}))
 
     def _postpone(self, p: Pass) -> None:
         message, state, now = p.message, p.message.state, self._clock()
@@ -421,7 +446,9 @@ class Runner:
         """A fault of ours: the message waits, and after three times it is put where people look at it."""
         message = p.message
         self._crashes[message.id] += 1
-        self.events.trouble(f"{message.id}: {traceback.format_exc(limit=-4)}")
+        for line in traceback.format_exc(limit=-6).split("\n"):
+            if line.strip():
+                self.events.trouble(f"{message.id}: {line}")
         self.active.pop(message.id, None)
         try:
             self.queue.secure(message)
@@ -442,6 +469,12 @@ class Runner:
             self.queue.set_aside(entry)
         except OSError as trouble:
             self.events.trouble(f"{entry.id}: cannot move it: {trouble.strerror}")
+
+
+def _needs_another_look(progress: Progress) -> bool:
+    """Whether a deferred target came from something that may read differently now: aliases, a user, a .forward."""
+    target, outcome = progress.target, progress.outcome
+    return target.kind == KNOWN or (target.kind in (COMMAND, FILE) and outcome is not None and outcome.status == CHANGED)
 
 
 _MAILERS = {"mailbox": "local", "file": "*file*", "command": "prog", "relay": "esmtp", "known": "local"}

@@ -1,12 +1,13 @@
 """`pysendmaild`: reads the settings, opens the sockets, starts the runner, and becomes the spawner.
 
 As root it does nothing after the start but fork and become users (deliver/spawner.py); the runner is a child that has
-given root up before its first instruction. When the runner ends it is started again, after RESTART_FIRST seconds and then
-longer; SIGHUP reads the settings anew and replaces the runner; SIGTERM stops it and ends. Signs of life go to the service
-manager only as long as the runner gives them (Type=notify with a watchdog): a runner that hangs is a service that hangs.
+given root up before its first instruction. When the runner ends it is started again, after RESTART_FIRST seconds and
+then longer; SIGHUP reads the settings anew and replaces the runner; SIGTERM stops it and ends. Signs of life go to
+the service manager only as long as the runner gives them (Type=notify with a watchdog): a runner that hangs is a
+service that hangs.
 
-Started by anybody else (the demo, tests, a container of one user) it runs all of this with the caller's own identity below
-a private root. The same code, minus becoming somebody else.
+Started by anybody else (the demo, tests, a container of one user) it runs all of this with the caller's own identity
+below a private root. The same code, minus becoming somebody else.
 """
 
 import os
@@ -21,6 +22,7 @@ from .. import __version__, config
 from ..deliver import agent, identity, spawner
 from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
+from ..route.router import Router
 from ..users import SystemUsers, User, Users
 from .service import Service
 
@@ -31,6 +33,7 @@ STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
 BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
 BACKLOG = 64
 
+_SOCKETS = {"wake": socket.SOCK_DGRAM, "submit": socket.SOCK_STREAM, "control": socket.SOCK_STREAM}
 EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_CONFIG = 0, 64, 70, 71, 78
 
 USAGE = f"""usage: pysendmaild [--help | --version]
@@ -71,7 +74,7 @@ class Supervisor:
     def open_sockets(self) -> None:
         """Bind what the runner listens on; it keeps them over restarts of the runner, so that no client is refused."""
         os.makedirs(self.paths.run, 0o755, exist_ok=True)
-        for name, kind in (("wake", socket.SOCK_DGRAM), ("submit", socket.SOCK_STREAM), ("control", socket.SOCK_STREAM)):
+        for name, kind in _SOCKETS.items():
             path = f"{self.paths.run}/{name}"
             if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)  # of an earlier daemon; two at once are kept apart by the runner's lock
@@ -91,7 +94,7 @@ class Supervisor:
         now = time.monotonic()
         self.runner = Runner(pid, ours, now, now)
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
-                                      self._ready, self._beat)
+                                      self._ready, self._beat, self._log_descriptors())
 
     def _become_runner(self, link: socket.socket) -> None:
         """In the child: give everything up, then run. It never returns."""
@@ -101,17 +104,18 @@ class Supervisor:
             identity.clean({one.fileno() for one in opened} | self._log_descriptors())
             if self.who is not None:
                 identity.become(self.who)
-            from . import main  # noqa: PLC0415 - asyncio and all that is loaded in the child alone
+            from . import main  # asyncio and all that: in the child alone
 
             main.harden()
-            code = main.run(self.paths, self.settings, self.users, self.log, main.Sockets(link, **self.sockets))
+            settings = config.without_secrets(self.settings)
+            code = main.run(self.paths, settings, self.users, self.log, main.Sockets(link, **self.sockets))
         except BaseException as problem:
             self.log(ERROR, f"SYSERR(root): runner: {type(problem).__name__}: {problem}")
         finally:
             os._exit(code)
 
-    def _log_descriptors(self) -> set[int]:
-        return {2} if self.log is to_stderr else set()
+    def _log_descriptors(self) -> frozenset[int]:
+        return frozenset({2} if self.log is to_stderr else ())
 
     # ---- life
 
@@ -127,11 +131,11 @@ class Supervisor:
             watched = [read] if self.runner is None else [read, self.runner.link.fileno()]
             ready = spawner.wait_readable(watched, self._pause())
             if read in ready:
-                for number in os.read(read, 4096):
-                    self._signalled(number)
-            if self.runner is not None and self.server is not None and self.runner.link.fileno() in ready:
-                if not self.server.answer():
-                    self._end_runner("closed its socket")
+                for byte in os.read(read, 4096):
+                    self._signalled(byte)
+            has_word = self.runner is not None and self.runner.link.fileno() in ready
+            if has_word and self.server is not None and not self.server.answer():
+                self._end_runner("closed its socket")
             if self.is_stopping and self.runner is None:
                 return EX_OK
             if self.runner is None and time.monotonic() >= self.restart_at:
@@ -191,7 +195,7 @@ class Supervisor:
         assert self.runner is not None
         self.log(WARNING, f"SYSERR(root): runner {why}")
         os.kill(self.runner.pid, signal.SIGKILL)
-        pid, status = os.waitpid(self.runner.pid, 0)
+        _, status = os.waitpid(self.runner.pid, 0)
         self._runner_ended(os.waitstatus_to_exitcode(status))
 
     def _reload(self) -> None:
@@ -238,9 +242,12 @@ def agent_settings(settings: config.Config, paths: Paths) -> agent.Settings:
             group = os.stat(mail_dir).st_gid
         except OSError:
             group = None  # no such directory: the deliveries say so, each for itself
-    return agent.Settings(settings.local.mailbox, mail_dir, group or None, settings.hostname,
-                          settings.local.recipient_delimiter, settings.local.forward, settings.local.mailbox_size,
-                          lock_wait=agent.LOCK_WAIT)
+    local, limits = settings.local, settings.limits
+    router = Router(settings)
+    return agent.Settings(
+        local.mailbox, mail_dir, group or None, settings.hostname, local.forward, local.require_shell, local.mailbox_size,
+        local.command, local.command_user, float(limits.program_time), local.aliases or (paths.aliases,),
+        router.local_domains)
 
 
 def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log | None = None) -> int:

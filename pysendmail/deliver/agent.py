@@ -9,17 +9,22 @@ group only while mbox.py works on the mailbox directory; files and commands of a
 """
 
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..mail import trace
-from ..mail.outcome import Outcome, deferred, failed
-from ..mail.target import COMMAND, FILE, MAILBOX, Target
+from ..mail import headers, trace
+from ..mail.envelope import text
+from ..mail.outcome import Outcome, deferred, delivered, failed, one_line
+from ..mail.target import CHANGED, COMMAND, FILE, FORWARDED, KNOWN, MAILBOX, Target
+from ..route import values
+from ..route.aliases import Aliases, Entry
+from ..route.expand import outcome_of
 from ..users import User
-from . import maildir, mbox
+from . import command, forward, maildir, mbox
 from .parcel import Parcel
 from .request import MAX_PACKET, Reply, Request
 
@@ -33,17 +38,24 @@ ORPHANED_AFTER = 3600.0  # seconds without a request: the runner ends idle agent
 class Settings:
     """What an agent needs of the configuration; it inherits this by fork, so that nobody can send it a path.
 
-    kind: "mbox" or "maildir". mailbox_group: what /var/mail belongs to, None = no such group (not root).
+    kind: "mbox" or "maildir". mailbox_group: what /var/mail belongs to, None = no such group (not root). command:
+    what takes all mail instead, "" = nothing. command_user: who runs what aliases name. own_domains: of alias keys
+    user@domain.
     """
 
     kind: str
     mail_dir: str
     mailbox_group: int | None
     hostname: str
-    delimiter: str
     use_forward: bool
+    require_shell: bool
     mailbox_size: int
-    lock_wait: float
+    command: str
+    command_user: str
+    command_time: float
+    aliases: tuple[str, ...]
+    own_domains: frozenset[str]
+    lock_wait: float = LOCK_WAIT
 
 
 @dataclass(slots=True)
@@ -57,11 +69,11 @@ class Job:
 def serve(channel: socket.socket, user: User, settings: Settings) -> None:
     """Deliver until the runner closes the channel. Whatever goes wrong with one request is that request's outcome."""
     agent = Agent(user, settings)
-    channel.settimeout(ORPHANED_AFTER)
+    channel.setblocking(False)
     while True:
         batch, is_open = _receive(channel)
         for reply in agent.deliver(batch):
-            channel.send(reply.to_packet())
+            _send(channel, reply.to_packet())
         for job in batch:
             os.close(job.fd)
         if not is_open:
@@ -73,12 +85,12 @@ def _receive(channel: socket.socket) -> tuple[list[Job], bool]:
     jobs: list[Job] = []
     size = 0
     while len(jobs) < BATCH and size < BATCH_BYTES:
+        if not jobs and not _is_ready(channel, select.POLLIN):
+            return jobs, False
         try:
-            packet, fds, _, _ = socket.recv_fds(channel, MAX_PACKET, 1, socket.MSG_DONTWAIT if jobs else 0)
+            packet, fds, _, _ = socket.recv_fds(channel, MAX_PACKET, 1)
         except BlockingIOError:
             break
-        except TimeoutError:
-            return jobs, False
         if not packet:
             return jobs, False
         request = Request.from_packet(packet)  # a runner that sends nonsense ends this agent, and no other
@@ -87,24 +99,137 @@ def _receive(channel: socket.socket) -> tuple[list[Job], bool]:
     return jobs, True
 
 
+def _send(channel: socket.socket, packet: bytes) -> None:
+    """Send a reply, waiting for a runner that is behind. Raises OSError when it is gone."""
+    while True:
+        try:
+            channel.send(packet)
+            return
+        except BlockingIOError:
+            if not _is_ready(channel, select.POLLOUT):
+                raise
+
+
+def _is_ready(channel: socket.socket, event: int) -> bool:
+    """Wait, at most ORPHANED_AFTER, until the channel can be read or written."""
+    poll = select.poll()
+    poll.register(channel, event)
+    return bool(poll.poll(ORPHANED_AFTER * 1000))
+
+
 class Agent:
     """Deliveries of one user, whose identity this process has."""
 
     def __init__(self, user: User, settings: Settings) -> None:
         self._user = user
         self._settings = settings
+        self._aliases: Aliases | None = None
 
     def deliver(self, batch: list[Job]) -> Iterator[Reply]:
-        """A reply for each job: mailbox deliveries first and together."""
-        mailbox = []
+        """A reply for each job: mailbox deliveries first and together, then the others one by one."""
+        mailbox: list[Job] = []
+        others: list[Job] = []
+        forwards: dict[str, forward.Forward] = {}
         for job in batch:
-            if job.request.target.kind == MAILBOX:
-                mailbox.append(job)
+            target = job.request.target
+            if comes_again(job):
+                yield Reply(job.request.n, failed("5.4.6", f"mail for {target.address} goes in circles: it has been here"))
+                continue
+            if target.kind != MAILBOX:
+                others.append(job)
+                continue
+            found = self._forward(target, forwards)
+            if found.verdict == forward.TARGETS:
+                yield Reply(job.request.n, None, tuple(self._targets(found, target)), found.notes)
+            elif found.verdict == forward.DEFERRED:
+                yield Reply(job.request.n, found.outcome, (), found.notes)
             else:
-                yield Reply(job.request.n, failed("5.7.1", "not for this user"))
+                if found.notes:
+                    yield Reply(job.request.n, notes=found.notes)
+                (others if self._settings.command and self._user.uid != 0 else mailbox).append(job)
         if mailbox:
             for job, outcome in zip(mailbox, self._append(mailbox), strict=True):
                 yield Reply(job.request.n, outcome)
+        for job in others:
+            yield Reply(job.request.n, self._run(job))
+
+    # ---- .forward
+
+    def _forward(self, target: Target, known: dict[str, forward.Forward]) -> forward.Forward:
+        if not target.use_forward or not self._settings.use_forward:
+            return forward.Forward(forward.NONE)
+        if target.detail not in known:
+            known[target.detail] = forward.read(self._user, target.detail, self._settings.hostname)
+        found = known[target.detail]
+        known[target.detail] = replace(found, notes=())  # said once is enough
+        return found
+
+    def _targets(self, found: forward.Forward, parent: Target) -> Iterator[Target]:
+        """What the .forward asks for. Addresses go back as they are: the runner looks for aliases and users."""
+        for value in found.values:
+            if value.kind in (values.COMMAND, values.FILE):
+                kind = COMMAND if value.kind == values.COMMAND else FILE
+                if value.kind == values.FILE and value.text == b"/dev/null":
+                    yield replace(parent, kind=KNOWN, outcome=delivered("discarded: /dev/null"))
+                else:
+                    yield replace(parent, kind=kind, digest=value.digest, words=one_line(text(value.text), 200))
+            elif value.kind in (values.ADDRESS, values.LOCAL):
+                yield Target(FORWARDED, text(value.text), use_forward=value.kind == values.ADDRESS)
+            else:
+                yield replace(parent, kind=KNOWN, outcome=outcome_of(value))
+
+    # ---- one delivery that is not to a mailbox file
+
+    def _run(self, job: Job) -> Outcome:
+        """A command or a file: found again by its digest, or not carried out at all."""
+        target, user = job.request.target, self._user
+        if user.uid == 0:
+            return failed("5.7.1", "root's mail goes to no command and no file")
+        if target.kind == MAILBOX:
+            return self._command(job, self._settings.command.encode("utf-8", "surrogateescape"))
+        value = self._from_alias(target) if target.source else self._from_forward(target)
+        if isinstance(value, Outcome):
+            return value
+        if value.kind == values.COMMAND:
+            return self._command(job, value.text)
+        path = forward.file_path(value, user)
+        return mbox.append_file(path, [parcel_of(job)], hostname=self._settings.hostname, wait=self._settings.lock_wait,
+                                size_limit=self._settings.mailbox_size)[0]
+
+    def _from_forward(self, target: Target) -> "values.Value | Outcome":
+        found = forward.read(self._user, target.detail, self._settings.hostname)
+        if found.outcome is not None:
+            return found.outcome
+        if self._settings.require_shell:
+            refusal = forward.shell_refusal(self._user)
+            if refusal is not None:
+                return refusal
+        return found.find(target.digest) or deferred(CHANGED, f"{found.path or '.forward'} has changed: {target.words}")
+
+    def _from_alias(self, target: Target) -> "values.Value | Outcome":
+        """A line of an alias file, which this process reads itself: only its name came from the runner."""
+        settings = self._settings
+        if self._user.name != settings.command_user:
+            return failed("5.7.1", f"commands of aliases are not run as {self._user.name}")
+        if self._aliases is None:
+            self._aliases = Aliases(settings.aliases, settings.own_domains.__contains__)
+        self._aliases.refresh()
+        entry = self._aliases.lookup(target.source)
+        if isinstance(entry, Entry) and self._aliases.danger(entry.file):
+            return deferred("4.3.5", f"{entry.place} not used: {self._aliases.danger(entry.file)}")
+        for value in entry.values if isinstance(entry, Entry) else ():
+            if value.kind in (values.COMMAND, values.FILE) and value.digest == target.digest:
+                return value
+        return deferred(CHANGED, f"alias {target.source} has changed: {target.words}")
+
+    def _command(self, job: Job, line: bytes) -> Outcome:
+        request, user = job.request, self._user
+        environment = command.environment(user, sender=request.sender, recipient=request.target.address,
+                                          original=request.original, extension=request.target.detail)
+        return command.run(line, parcel_of(job), environment=environment, cwd=user.home,
+                           limit=self._settings.command_time)
+
+    # ---- the mailbox
 
     def _append(self, jobs: list[Job]) -> list[Outcome]:
         parcels = [parcel_of(job) for job in jobs]
@@ -131,6 +256,15 @@ class Agent:
             os.setegid(self._user.gid)
 
 
+def comes_again(job: Job) -> bool:
+    """Whether the message was delivered to this address before: hosts that forward to each other make such loops."""
+    request = job.request
+    head = os.pread(job.fd, headers.MAX_HEADER, request.offset)
+    if b"elivered-" not in head:
+        return False
+    return trace.has_delivered_to(head, headers.scan(head)[0], request.target.address)
+
+
 def parcel_of(job: Job) -> Parcel:
     """The message as a mailbox gets it: our three header lines and the From_ line go before its text."""
     request, target = job.request, job.request.target
@@ -140,5 +274,3 @@ def parcel_of(job: Job) -> Parcel:
     return Parcel(request.queue_id, job.fd, request.offset, request.length, head,
                        trace.from_line(request.sender, request.now, time.localtime(request.now).tm_gmtoff))
 
-
-__all__ = ["COMMAND", "FILE", "Agent", "Settings", "Target", "serve"]

@@ -1,8 +1,9 @@
 """Becoming somebody else for good, and starting clean: what every child of the root process does first.
 
-Order: session, descriptors, signals, umask, limits, supplementary groups, group, user; then everything is read back, and a
-child that is not exactly what it should be ends without having done anything (sendmail and Linux capabilities
-CVE-2000-0506, Exim CVE-2011-0017: the result of setuid was not looked at; maildrop CVE-2010-0301: the group stayed root).
+Order: session, descriptors, signals, umask, limits, supplementary groups, group, user; then everything is read back,
+and a child that is not exactly what it should be ends without having done anything (sendmail and Linux capabilities
+CVE-2000-0506, Exim CVE-2011-0017: the result of setuid was not looked at; maildrop CVE-2010-0301: the group stayed
+root).
 """
 
 import os
@@ -21,17 +22,18 @@ class NotBecome(Exception):
 
 
 def clean(keep: set[int]) -> None:
-    """A session of its own, no descriptors but 0-2 (on /dev/null) and `keep`, default signals, a safe umask.
+    """A session of its own, no descriptors but `keep` and, on /dev/null, what is missing of 0-2, default signals, a
+    safe umask.
 
     Python ignores SIGPIPE and SIGXFSZ at start, and children inherit that: all handlers are reset here.
     """
     os.setsid()
     null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
+    for fd in {0, 1, 2} - keep:
         os.dup2(null, fd)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     last = 3
-    for fd in sorted(keep):
+    for fd in sorted(keep - {0, 1, 2}):
         os.closerange(last, fd)
         last = fd + 1
     os.closerange(last, 65536 if limit == resource.RLIM_INFINITY else max(limit, last))

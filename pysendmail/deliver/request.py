@@ -1,4 +1,5 @@
-"""What goes between runner, spawner and agents: one JSON object a packet, over SOCK_SEQPACKET pairs made before the fork.
+"""What goes between runner, spawner and agents: one JSON object a packet, over SOCK_SEQPACKET pairs made before the
+fork.
 
 runner -> spawner   {"agent": "alice", "n": 7}          I need an agent for this user
                     {"ready": true}, {"beat": true}      signs of life for the service manager
@@ -8,9 +9,9 @@ spawner -> runner   {"n": 7, "pid": 4711} + a socket     here it is
 runner -> agent     Request + a read-only descriptor of the message, opened for this request alone
 agent -> runner     Reply: an outcome, or the targets of the user's .forward
 
-No path, no command and no message text is in any of them: the agent looks up its own mailbox, its own .forward, and finds
-a command by its digest. Every reader treats the other end as hostile: sizes are capped, types are checked, and what does
-not fit raises ValueError.
+No path, no command and no message text is in any of them: the agent looks up its own mailbox, its own .forward, and
+finds a command by its digest. Every reader treats the other end as hostile: sizes are capped, types are checked, and
+what does not fit raises ValueError.
 """
 
 import json
@@ -75,7 +76,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of request n. targets: those of a .forward, instead of an outcome. notes: lines for the log."""
+    """What became of request n. targets: those of a .forward, instead of an outcome. notes: lines for the log; a reply
+    with nothing else is no answer yet."""
 
     n: int
     outcome: Outcome | None = None
@@ -92,6 +94,10 @@ class Reply:
             value["notes"] = list(self.notes)
         return encode(value)
 
+    @property
+    def is_answer(self) -> bool:
+        return self.outcome is not None or bool(self.targets)
+
     @classmethod
     def from_packet(cls, packet: bytes) -> Self:
         value = decode(packet)
@@ -101,6 +107,6 @@ class Reply:
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
             raise ValueError("not a reply")
         outcome = Outcome.from_json(value["outcome"]) if "outcome" in value else None
-        if (outcome is None) == (not targets):
-            raise ValueError("a reply has either an outcome or targets")
+        if outcome is not None and targets:
+            raise ValueError("a reply has an outcome or targets")
         return cls(n, outcome, tuple(map(Target.from_json, targets)), tuple(notes[:20]))

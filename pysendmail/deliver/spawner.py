@@ -1,11 +1,11 @@
 """The root process after start: it becomes a user when the runner asks for one, and nothing else.
 
-It reads no message, no address but a user's name, and opens no path in a directory that anyone but root can write. Who
-parses has no privilege; who has privilege does not parse. It stays single-threaded and small, since each agent is a fork
-of it (2 ms at 20 MB). Where it is not root (the demo, tests) agents keep its own uid.
+It reads no message, no address but a user's name, and opens no path in a directory that anyone but root can write.
+Who parses has no privilege; who has privilege does not parse. It stays single-threaded and small, since each agent is
+a fork of it (2 ms at 20 MB). Where it is not root (the demo, tests) agents keep its own uid.
 
-`Spawner.serve` runs until told to stop; SIGCHLD, SIGTERM and SIGHUP arrive through a wake-up descriptor, and handlers do
-nothing but that (sendmail CVE-2006-0058: work inside a signal handler).
+`Spawner.serve` runs until told to stop; SIGCHLD, SIGTERM and SIGHUP arrive through a wake-up descriptor, and handlers
+do nothing but that (sendmail CVE-2006-0058: work inside a signal handler).
 """
 
 import os
@@ -26,7 +26,8 @@ OWN_USERS = frozenset(("_pysendmail", "_pysmtpd", "_pysmrelay"))  # they get no 
 
 @dataclass(slots=True)
 class Spawner:
-    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat: what its signs of life do."""
+    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat: what its signs of life
+    do."""
 
     users: Users
     settings: agent.Settings
@@ -34,6 +35,7 @@ class Spawner:
     link: socket.socket
     on_ready: Callable[[], None]
     on_beat: Callable[[], None]
+    kept: frozenset[int] = frozenset()  # descriptors that a log needs
     agents: dict[int, str] = field(default_factory=dict)
     is_root: bool = field(default_factory=lambda: os.geteuid() == 0)
 
@@ -100,7 +102,7 @@ class Spawner:
         code = identity.EX_TEMPFAIL
         try:
             # Above everything else, so that what was open here is closed before anything is the user's.
-            identity.clean({channel})
+            identity.clean({channel} | self.kept)
             if self.is_root:
                 identity.become(user, saved_group=self.settings.mailbox_group)
             agent.serve(socket.socket(fileno=channel), user, self.settings)

@@ -1,8 +1,8 @@
 """What a submitter asks for, read from the fields of a drop file: a closed list, since anybody may write there.
 
-`read` takes the fields (docs/ARCHITECTURE.md, "Fields of a drop file") apart and refuses whatever is not on the list, so
-that no submitter sets an attribute of the queue (Postfix 2026-08). `envelope` adds what we know ourselves: who submitted,
-when, and under which name bare addresses are completed.
+`read` takes the fields (docs/ARCHITECTURE.md, "Fields of a drop file") apart and refuses whatever is not on the list,
+so that no submitter sets an attribute of the queue (Postfix 2026-08). `envelope` adds what we know ourselves: who
+submitted, when, and under which name bare addresses are completed.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def read(fields: Fields) -> Submission:
         raise ValueError("sender is not an address in angle brackets")
     body, ret, hops = get(b"Body", "").lower(), get(b"Return", ""), get(b"Hops", "0")
     errors, delivery = get(b"Errors", ""), get(b"Delivery", "")
-    if body and body not in BODY_TYPES or ret not in ("", "full", "hdrs"):
+    if (body and body not in BODY_TYPES) or ret not in ("", "full", "hdrs"):
         raise ValueError("body type or return is not known")
     if not (hops.isascii() and hops.isdigit() and len(hops) <= 3) or len(errors) > 1 or len(delivery) > 1:
         raise ValueError("hops, errors or delivery is garbled")

@@ -1,8 +1,8 @@
 """Where one copy of a message goes: what an envelope recipient becomes once aliases and .forward have been read.
 
-A target never carries a command or a file name that somebody could act on: `digest` names a line which the agent finds
-again, in /etc/aliases or in the user's own .forward, and only such a line is ever carried out. A broken queue process can
-therefore not invent a command (OpenSMTPD CVE-2020-7247, CVE-2020-8794). `words` is for logs and people.
+A target never carries a command or a file name that somebody could act on: `digest` names a line which the agent
+finds again, in /etc/aliases or in the user's own .forward, and only such a line is ever carried out. A broken queue
+process can therefore not invent a command (OpenSMTPD CVE-2020-7247, CVE-2020-8794). `words` is for logs and people.
 """
 
 from dataclasses import dataclass, replace
@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from .outcome import Outcome
 
-MAILBOX, FILE, COMMAND, RELAY, KNOWN = "mailbox", "file", "command", "relay", "known"
-KINDS = frozenset((MAILBOX, FILE, COMMAND, RELAY, KNOWN))
+MAILBOX, FILE, COMMAND, RELAY, KNOWN, FORWARDED = "mailbox", "file", "command", "relay", "known", "forwarded"
+CHANGED = "4.2.4"  # status of a FILE or COMMAND whose line is not there any more: its address is looked up anew
+KINDS = frozenset((MAILBOX, FILE, COMMAND, RELAY, KNOWN, FORWARDED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Target:
     """One place, one outcome.
 
     kind: MAILBOX (of `user`), FILE or COMMAND (of `user`'s .forward, or of alias `source`), RELAY (to `address`), KNOWN
-    (nothing to deliver: `outcome` is known already, such as an unknown user or /dev/null).
+    (nothing to deliver: `outcome` is known already, such as an unknown user or /dev/null), FORWARDED (an address from a
+    .forward, on its way from the agent to the runner, who looks for aliases and users; never journalled).
     address: as reached last: what Delivered-To, RCPT and reports name. detail: of user+detail. sender: what replaces
     the envelope sender (owner- of a list; "" = null), None = unchanged. use_forward: False after "\\user". via: users
     whose .forward led here, oldest first, with ":" between them; where one is met again, the loop ends in that mailbox.

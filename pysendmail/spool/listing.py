@@ -19,7 +19,7 @@ Item = dict[str, Any]
 def describe(message: Message, *, lifetime: int, is_active: bool = False, next_try: float | None = None) -> Item:
     """The listing of a message whose state is known. lifetime: of messages, seconds."""
     state, envelope, entry = message.state, message.envelope, message.entry
-    last = state.last or next((p.outcome for p in state.progress.values() if p.outcome and p.outcome.is_deferred), None)
+    last = state.last
     return {
         "id": message.id, "where": entry.place, "sender": envelope.sender, "size": message.length - message.offset,
         "arrived": envelope.received_at, "uid": envelope.origin.uid, "user": envelope.origin.user,
@@ -37,13 +37,14 @@ def _recipients(message: Message) -> Iterator[Item]:
         if not progress.is_replaced:
             by_recipient.setdefault(progress.recipient, []).append(progress.outcome)
     for index, recipient in enumerate(message.envelope.recipients):
-        outcomes = by_recipient.get(index, [None])
+        # A recipient that was expanded and has no targets of its own: another recipient's serve it.
+        outcomes = by_recipient.get(index, [] if index in message.state.expanded else [None])
         worst = next((o for o in outcomes if o is not None and o.is_deferred), None)
         if worst is None and None in outcomes:
             status, reason = "queued", ""
         else:
-            worst = worst or next((o for o in outcomes if o is not None and o.is_failed), outcomes[0])
-            status = "delivered" if worst is None or worst.is_delivered else "deferred" if worst.is_deferred else "failed"
+            worst = worst or next((o for o in outcomes if o is not None and o.is_failed), None)
+            status = "delivered" if worst is None else "deferred" if worst.is_deferred else "failed"
             reason = worst.reason if worst is not None else ""
         yield {"address": recipient.address, "status": status, "reason": reason}
 
@@ -66,9 +67,7 @@ def scan(paths: Paths, clock: float, lifetime: int = 432000) -> Iterator[Item]:
                     seen = file.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                yield {"id": file.name[:14], "where": place, "sender": "", "size": seen.st_size, "arrived": seen.st_mtime,
-                       "uid": seen.st_uid, "user": "", "body": "", "attempts": 0, "active": False, "next_try": None,
-                       "expires": None, "reason": "", "hold": "", "recipients": []}
+                yield _bare(file.name[:14], place, seen.st_uid) | {"size": seen.st_size, "arrived": seen.st_mtime}
 
 
 def _read(queue: Queue, entry: Entry, lifetime: int) -> Item | None:
@@ -77,9 +76,13 @@ def _read(queue: Queue, entry: Entry, lifetime: int) -> Item | None:
     except FileNotFoundError:
         return None  # it has just left
     except (Broken, Damaged, ValueError) as problem:
-        return {"id": entry.id, "where": entry.place, "sender": "", "size": 0, "arrived": 0.0, "uid": entry.uid, "user": "",
-                "body": "", "attempts": entry.attempts, "active": False, "next_try": None, "expires": None,
-                "reason": f"damaged: {problem}", "hold": "", "recipients": []}
+        return _bare(entry.id, entry.place, entry.uid) | {"attempts": entry.attempts, "reason": f"damaged: {problem}"}
+
+
+def _bare(queue_id: str, place: str, uid: int) -> Item:
+    """The listing of something of which nothing is known yet."""
+    return {"id": queue_id, "where": place, "sender": "", "size": 0, "arrived": 0.0, "uid": uid, "user": "", "body": "",
+            "attempts": 0, "active": False, "next_try": None, "expires": None, "reason": "", "hold": "", "recipients": []}
 
 
 def peek(queue: Queue, entry: Entry) -> Message:
