@@ -163,15 +163,8 @@ class Client:
 
     def next_event(self) -> Event | None:
         """What is to be done next; None = wait for the peer."""
-        while not self._events and self._phase not in (_Phase.CLOSED, _Phase.HANDSHAKE):
-            try:
-                reply = self._replies.next_reply()
-            except RemoteError as error:
-                self._fail(Trouble(self.stage, Kind.PROTOCOL, str(error)))
-                break
-            if reply is None:
-                break
-            self._take(reply)
+        if not self._events:
+            self._read_replies()
         if not self._events and self._lost is not None:
             self._fail(Trouble(self.stage, Kind.LOST, self._lost))
         return self._events.popleft() if self._events else None
@@ -191,11 +184,16 @@ class Client:
 
     def end_message(self) -> None:
         """The message has been sent whole. From here on it may be delivered, whatever we hear or do not hear."""
-        if self._phase is not _Phase.CLOSED:
-            self._require(_Phase.CONTENT)
-            self._outgoing.append(self._encoder.finish())
-            self._phase = _Phase.ENDING
-            self.steps += 1
+        if self._phase is _Phase.CLOSED:
+            return
+        self._require(_Phase.CONTENT)
+        if not self._replies.is_empty:  # it came before the dot, so it can be no answer to it
+            self._read_replies()
+            self._fail(Trouble(Stage.CONTENT, Kind.PROTOCOL, "an answer before the message was complete"))
+            return
+        self._outgoing.append(self._encoder.finish())
+        self._phase = _Phase.ENDING
+        self.steps += 1
 
     def tls_started(self) -> None:
         """The handshake is done (and, where the driver is to verify the peer, that too)."""
@@ -232,6 +230,18 @@ class Client:
 
     # ---- replies
 
+    def _read_replies(self) -> None:
+        """Act on the replies that have come, up to the first event."""
+        while not self._events and self._phase not in (_Phase.CLOSED, _Phase.HANDSHAKE):
+            try:
+                reply = self._replies.next_reply()
+            except RemoteError as error:
+                self._fail(Trouble(self.stage, Kind.PROTOCOL, str(error)))
+                return
+            if reply is None:
+                return
+            self._take(reply)
+
     def _take(self, reply: Reply) -> None:
         """One reply of the peer."""
         self.steps += 1
@@ -266,7 +276,7 @@ class Client:
         if reply.kind in (4, 5):
             self._fail(refusal(Stage.CONTENT, reply))
         else:
-            raise RemoteError(f"{reply.words} before the message was complete")
+            raise RemoteError(f"{reply.words}, before the message was complete")
 
     def _command(self, step: Step, line: bytes) -> None:
         """Send a command. Raises RemoteError if something is there already that could pass for its reply."""
@@ -334,6 +344,8 @@ class Client:
         transaction.on_data(reply)
         if reply.kind != 3:
             return
+        if not self._replies.is_empty:
+            raise RemoteError("more replies than commands")
         if transaction.accepted:
             self._encoder = DataEncoder()
             self._phase = _Phase.CONTENT

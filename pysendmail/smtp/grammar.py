@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
+from ..mail.address import split_text
 from ..mail.envelope import NOTIFY, raw
 from .reply import Reply, reply
 from .wire import LocalError
@@ -119,8 +120,6 @@ def parse_mail(argument: str, extensions: frozenset[str]) -> tuple[str, MailPara
         raise BadSyntax("ENVID is not xtext")
     if "AUTH" in given and auth != "<>" and not _is_printable_xtext(auth):
         raise BadSyntax("AUTH is not xtext")
-    if given.get("SMTPUTF8"):
-        raise BadSyntax("SMTPUTF8 takes no value")
     if not address.isascii() and "SMTPUTF8" not in given:
         raise BadSyntax("a non-ASCII address needs SMTPUTF8", "5.6.7", 553)
     return address, MailParameters(int(size), body, "SMTPUTF8" in given, ret, envid, auth)
@@ -165,7 +164,7 @@ def _parse_path(argument: str, keyword: str, status: str) -> tuple[str, list[str
     if rest[:1] not in ("", " ") or len(local) > MAX_LOCAL or (domain and not is_domain(domain)):
         raise BadSyntax("not an address", status)
     local = _simplest(local)
-    if not local or not (local + (domain or "")).isprintable():
+    if local == '""' or not (local + (domain or "")).isprintable():
         raise BadSyntax("not an address", status)
     return f"{local}@{domain.rstrip('.')}" if domain else local, _words(rest)
 
@@ -224,20 +223,12 @@ def literal_address(text: str) -> str:
         return ""
 
 
-def split_address(address: str) -> tuple[str, str]:
-    """(local part, domain); domain "" for a local part alone."""
-    local, at, domain = address.rpartition("@")
-    if not at or domain.endswith('"'):  # the last "@" stands in a quoted local part
-        return address, ""
-    return local, domain
-
-
 def to_ascii(address: str) -> str:
     """The address with its domain in A-labels, for a peer without SMTPUTF8; unchanged where that cannot be done.
 
     Labels are bounded before they are converted: the conversion takes quadratic time (CVE-2022-45061).
     """
-    local, domain = split_address(address)
+    local, domain = split_text(address)
     if domain.isascii() or not is_domain(domain):
         return address
     try:
@@ -261,15 +252,21 @@ def _quote(text: str) -> str:
 # ---- rendering what we send
 
 def path(address: str) -> bytes:
-    """<address> for the wire; "" gives <>. Raises ValueError for what cannot be an address on the wire."""
+    """<address> for the wire; "" gives <>. Raises ValueError for what cannot be an address on the wire.
+
+    A local part gets quotes where it needs them; one with quotes in the wrong places has no meaning that we could keep.
+    """
     if not address:
         return b"<>"
-    local, domain = split_address(address)
+    local, domain = split_text(address)
+    is_whole = len(local) == len(address)
     domain = domain.removesuffix(".")
     if not _PLAIN_LOCAL.fullmatch(local) and not _QUOTED_LOCAL.fullmatch(local):
+        if '"' in local or "\\" in local:
+            raise ValueError("not an address")
         local = _quote(local)
-    bare = f"{local}@{domain}" if domain else local
-    if not bare.isprintable() or len(local) > MAX_LOCAL or local == '""' or (domain and not is_domain(domain)):
+    bare = local if is_whole else f"{local}@{domain}"
+    if not bare.isprintable() or len(local) > MAX_LOCAL or local == '""' or not (is_whole or is_domain(domain)):
         raise ValueError("not an address")
     return b"<%s>" % bare.encode("utf-8")  # surrogates, which are bytes of no character, are not printable
 

@@ -72,7 +72,7 @@ class Opening:
             return self._on_hello(step, reply)
         if step.stage is Stage.STARTTLS:
             return self._on_starttls(reply)
-        return self._on_auth(step, reply)
+        return self._on_auth(reply)
 
     def after_handshake(self) -> Move:
         self.is_encrypted = True
@@ -117,9 +117,9 @@ class Opening:
             return Trouble(Stage.AUTH, Kind.LOGIN, words + ("" if self.is_encrypted else ", and there is no TLS"))
         first = self._mechanism.initial()
         word = b"" if first is None else sasl.encode(first) or b"="
-        return Say(Step(Stage.AUTH, 0), grammar.command("AUTH", self._mechanism.name, word))
+        return Say(Step(Stage.AUTH), grammar.command("AUTH", self._mechanism.name, word))
 
-    def _on_auth(self, step: Step, reply: Reply) -> Move:
+    def _on_auth(self, reply: Reply) -> Move:
         mechanism, credentials = self._mechanism, self._options.credentials
         if mechanism is None or credentials is None:
             raise LocalError("a login without credentials")
@@ -127,17 +127,15 @@ class Opening:
             self._is_logged_in = True
             return self._further()
         if reply.kind == 3:
-            answer = sasl.encode(mechanism.respond(_challenge(step, reply)))
-            return Say(Step(Stage.AUTH, step.number + 1), grammar.answer(answer))
+            answer = sasl.encode(mechanism.respond(_challenge(reply)))
+            return Say(Step(Stage.AUTH), grammar.answer(answer))
         if reply.code in (504, 534):  # this mechanism will not do; another may
             self._refused.add(mechanism.name)
             return self._log_in(credentials)
         return replace(refusal(Stage.AUTH, reply), words=mechanism.complaint)
 
 
-def _challenge(step: Step, reply: Reply) -> bytes:
-    if step.number >= sasl.MAX_ROUNDS:
-        raise RemoteError("a login without end")
+def _challenge(reply: Reply) -> bytes:
     try:
         return sasl.decode(reply.lines[0].strip(" ").encode("ascii"))
     except ValueError:

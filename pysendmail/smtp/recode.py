@@ -101,7 +101,8 @@ class Plan:
             return Form.STRIPPED
         if part.type and not part.type.startswith(("text/", "message/", "multipart/")):
             return Form.BASE64
-        return Form.QP if count.high * 6 <= count.total else Form.BASE64_TEXT  # whichever is shorter
+        # What is mostly ASCII stays legible, though above one byte in six base64 would be shorter.
+        return Form.QP if count.high * 4 <= count.total else Form.BASE64_TEXT
 
     def charset(self, part: Part) -> bytes:
         return self._counts[part.number].charset

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from ..mail.outcome import one_line
 from .wire import RemoteError
 
-MAX_ROUNDS = 8  # challenges in one exchange
 MAX_CREDENTIAL = 1024  # bytes of a name or a password that a server takes
 
 PROMPTS = (b"Username:", b"Password:")  # of LOGIN, for servers
@@ -34,7 +33,7 @@ class Credentials:
 
 
 class Mechanism:
-    """One login. Each challenge is answered once and in order."""
+    """One login. Each challenge is answered once and in order; one too many is an error, so no exchange is endless."""
 
     name = ""
 
@@ -45,7 +44,8 @@ class Mechanism:
         self.complaint = ""  # what the server wrote into its last challenge instead of refusing, for the log
 
     def initial(self) -> bytes | None:
-        raise NotImplementedError
+        """What goes along with the AUTH command; None = nothing."""
+        return None
 
     def respond(self, challenge: bytes) -> bytes:
         """The answer to a challenge. Raises RemoteError for one that does not belong here."""
@@ -71,9 +71,6 @@ class Plain(Mechanism):
 class Login(Mechanism):
     name = "LOGIN"
 
-    def initial(self) -> None:
-        return None
-
     def _answer(self, _challenge: bytes) -> bytes:
         if self._round > 2:
             return super()._answer(_challenge)
@@ -82,9 +79,6 @@ class Login(Mechanism):
 
 class CramMd5(Mechanism):
     name = "CRAM-MD5"
-
-    def initial(self) -> None:
-        return None
 
     def _answer(self, challenge: bytes) -> bytes:
         if self._round > 1:

@@ -42,7 +42,7 @@ class Survey:
 
     def finish(self) -> None:
         """The message is complete: a last line without an end gets one on the wire."""
-        if self._line or self._tail != b"\n":
+        if self._tail != b"\n":
             self.size += 2
 
     def _look_at_header(self, chunk: bytes) -> None:

@@ -39,7 +39,7 @@ class Message:
 
 
 class Step(NamedTuple):
-    """A command whose reply is awaited. number: of its recipient (RCPT, END of LMTP) or of its round (AUTH)."""
+    """A command whose reply is awaited. number: of its recipient (RCPT, END of LMTP)."""
 
     stage: Stage
     number: int = -1

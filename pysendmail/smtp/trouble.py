@@ -128,7 +128,9 @@ def judge(trouble: Trouble, peer: Peer) -> Result:
         return Result(_outcome("4.7.8", f"cannot log in to {peer}: {words}", peer), False, Scope.LOGIN)
     if kind is Kind.TLS:
         return Result(_outcome("4.7.5", f"no TLS with {peer}: {words}", peer), True, Scope.HOST)
-    status = _STATUS[kind] if stage is not Stage.CONNECT else "4.4.1"
+    if stage is Stage.CONNECT:
+        return Result(_outcome("4.4.1", f"cannot connect to {peer}: {words or kind.value}", peer), True, Scope.HOST)
+    status = _STATUS[kind]
     reason = f"{kind.value} with {peer} while {stage.value}" + (f": {words}" if words else "")
     if stage is Stage.END:
         reason += "; it may have the message, which may then arrive twice"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ cuts = st.lists(st.integers(0, 80), max_size=6)
 
 def sliced(data: bytes, at: list[int]) -> list[bytes]:
     edges = [0, *sorted(min(n, len(data)) for n in at), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 def encoded(chunks: list[bytes]) -> bytes:
@@ -111,8 +112,8 @@ def test_content_ends_at_crlf_dot_crlf(cut: Slicer, on_the_wire: bytes, at_rest:
 # Every end of data that some server has taken for one (SEC Consult 2023, sendmail 8.18, Postfix, Exim, aiosmtpd).
 SMUGGLED = [a + b"." + b for a in (b"\n", b"\r", b"\r\n", b"\r\r\n", b"\n\r") for b in (b"\n", b"\r", b"\r\n", b"\n\r")
             if (a + b"." + b).find(b"\r\n.\r\n") < 0]
-SMUGGLED += [b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\n.\x85", b"\x85.\x85", b"\r\n.\xe2\x80\xa8", b"\0\r\n.\n", b"\r\n .\r\n",
-             b"\r\n. \r\n", b"\r\n.\t\r\n"]
+SMUGGLED += [b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\r\n.\x85", b"\x85.\x85", b"\r\n.\xe2\x80\xa8", b"\0\r\n.\n",
+             b"\r\n .\r\n", b"\r\n. \r\n", b"\r\n.\t\r\n"]
 
 
 @slicers
