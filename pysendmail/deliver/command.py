@@ -59,8 +59,9 @@ def environment(user: User, *, sender: str, recipient: str, original: str, exten
 
 
 def filtered(value: str) -> str:
-    """The value with "_" for every character that some shell or program might take for more than a character."""
-    return "".join(c if c in _SAFE else "_" for c in value[:MAX_VALUE])
+    """The value with "_" for what some shell or program might take for more than a character: "-" too, as the first."""
+    safe = "".join(c if c in _SAFE else "_" for c in value[:MAX_VALUE])
+    return "_" + safe[1:] if safe.startswith("-") else safe
 
 
 def run(text: bytes, parcel: Parcel, *, environment: Mapping[str, str], cwd: str, limit: float = LIMIT) -> Outcome:

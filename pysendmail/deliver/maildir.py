@@ -1,4 +1,4 @@
-"""Delivery into a Maildir: tmp/ -> fsync -> new/, then ONE fsync of new/ for the whole batch.
+"""Delivery into a Maildir: tmp/ -> fsync -> new/ for each message, then ONE fsync of new/ for the whole batch.
 
 A file is named after the message, not after the moment: the time it was accepted, its queue id, and a mark of what we
 put before it. An attempt that follows a crash therefore finds what the last one left, in new/ or (read already) in
@@ -27,6 +27,7 @@ from ..spool import durable
 from . import trouble
 from .parcel import Parcel, Unreadable
 
+MAX_OPEN = 50  # files written before the first of them is synced
 MAX_HOST = 100  # characters of the host in a file's name
 MAX_TRIES = 10  # names in tmp/
 ABANDONED = 36 * 3600  # seconds after which a file in tmp/ has no writer any more (maildir(5))
@@ -63,53 +64,84 @@ class _Maildir:
     cur: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A message in tmp/, written but not yet synced."""
+
+    index: int  # of its parcel
+    name: str  # in new/
+    temporary: str
+    fd: int
+
+
 def _deliver(maildir: _Maildir, parcels: Sequence[Parcel], hostname: str) -> list[Outcome]:
     host = _host_part(hostname)
     _sweep(maildir.tmp, host, time.time())
-    outcomes: list[Outcome] = []
-    made: list[str] = []
     read = _already_read(maildir.cur, parcels, host)
-    for parcel in parcels:
-        try:
-            name = _name(parcel, host)
-            if name in read or _exists(maildir.new, name):
-                outcomes.append(delivered("delivered to Maildir by an earlier attempt"))
+    outcomes: dict[int, Outcome] = {}
+    in_new: list[str] = []
+    for first in range(0, len(parcels), MAX_OPEN):
+        drafts: list[_Draft] = []
+        for index in range(first, min(first + MAX_OPEN, len(parcels))):
+            try:
+                name = _name(parcels[index], host)
+                if name not in read and not _exists(maildir.new, name):
+                    drafts.append(_write(maildir.tmp, index, name, parcels[index]))
+                    continue
+                outcomes[index] = delivered("delivered to Maildir by an earlier attempt")
+                in_new.append(name)
+            except Unreadable as problem:
+                outcomes[index] = deferred(trouble.SYSTEM_OTHER, str(problem))
+            except OSError as problem:
+                outcomes[index] = trouble.from_error(problem, "cannot deliver to", maildir.path)
+        for draft in drafts:
+            try:
+                _finish(maildir, draft)
+            except OSError as problem:
+                outcomes[draft.index] = trouble.from_error(problem, "cannot deliver to", maildir.path)
             else:
-                _write(maildir, name, parcel)
-                made.append(name)
-                outcomes.append(delivered("delivered to Maildir"))
-        except Unreadable as problem:
-            outcomes.append(deferred(trouble.SYSTEM_OTHER, str(problem)))
-        except OSError as problem:
-            outcomes.append(trouble.from_error(problem, "cannot deliver to", maildir.path))
-    if any(outcome.is_delivered for outcome in outcomes):
+                outcomes[draft.index] = delivered("delivered to Maildir")
+                in_new.append(draft.name)
+    if in_new:
         try:
             durable.sync(maildir.new)  # from here on these messages are delivered
             if read:
                 durable.sync(maildir.cur)
         except OSError as problem:
-            _take_back(maildir.new, made)
+            _take_back(maildir.new, in_new)
             failure = trouble.from_error(problem, "cannot sync", maildir.path)
-            return [failure if outcome.is_delivered else outcome for outcome in outcomes]
-    return outcomes
+            outcomes.update({index: failure for index, outcome in outcomes.items() if outcome.is_delivered})
+    return [outcomes[index] for index in range(len(parcels))]
 
 
-def _write(maildir: _Maildir, name: str, parcel: Parcel) -> None:
-    """One message into new/: its contents are durable then, its name not yet. Leaves nothing behind on an error.
+def _write(tmp: int, index: int, name: str, parcel: Parcel) -> _Draft:
+    """Write a message to tmp/, without waiting for the disk. Raises OSError and Unreadable, and leaves nothing then.
 
-    Raises OSError and Unreadable.
+    The kernel is told to begin: by the time the first of a batch is synced the others have their blocks, and on ext4
+    one journal commit then serves them all (100 files: 1 commit instead of 100).
     """
-    fd, temporary = _create(maildir.tmp, name)
+    fd, temporary = _create(tmp, name)
+    try:
+        for piece in parcel.pieces():
+            durable.write_all(fd, piece)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    except BaseException:
+        _take_back(tmp, [temporary])
+        os.close(fd)
+        raise
+    return _Draft(index, name, temporary, fd)
+
+
+def _finish(maildir: _Maildir, draft: _Draft) -> None:
+    """Sync a draft and give it its name in new/. Raises OSError, and leaves nothing behind then."""
     try:
         try:
-            for piece in parcel.pieces():
-                durable.write_all(fd, piece)
-            durable.sync(fd)
+            durable.sync(draft.fd)
         finally:
-            os.close(fd)
-        os.rename(temporary, name, src_dir_fd=maildir.tmp, dst_dir_fd=maildir.new)
+            os.close(draft.fd)
+        os.rename(draft.temporary, draft.name, src_dir_fd=maildir.tmp, dst_dir_fd=maildir.new)
     except BaseException:
-        _take_back(maildir.tmp, [temporary])
+        _take_back(maildir.tmp, [draft.temporary])
         raise
 
 

@@ -66,9 +66,9 @@ def test_pauses_grow_stay_bounded_and_end_with_the_deadline(clock: Clock) -> Non
 
 def lock_it(path: str) -> Callable[[], object]:
     def take() -> object:
-        handle = open(path, "r+b")
-        fcntl.lockf(handle, fcntl.LOCK_EX)
-        return handle
+        fd = os.open(path, os.O_RDWR)
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        return fd
     return take
 
 
@@ -87,9 +87,9 @@ def test_fcntl_lock_is_refused_while_another_process_has_it_and_granted_after(ma
 
 def test_a_shared_lock_of_a_reader_counts(mailbox: str) -> None:
     def take() -> object:
-        handle = open(mailbox, "rb")
-        fcntl.lockf(handle, fcntl.LOCK_SH)
-        return handle
+        fd = os.open(mailbox, os.O_RDONLY)
+        fcntl.lockf(fd, fcntl.LOCK_SH)
+        return fd
     fd = os.open(mailbox, os.O_RDWR)
     try:
         with elsewhere.holding(take):

@@ -7,6 +7,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,17 @@ def test_the_name_tells_queue_id_and_host_and_the_time_of_acceptance(place: Path
 
 
 @pytest.mark.parametrize(("hostname", "last"), [
-    ("a/b", ".a_b"), ("a:b,c", ".a_b_c"), ("", ".localhost"), ("ho\nst", ".ho_st"), ("é", "._"), ("x" * 300, "." + "x" * 100),
-    ("../../x", "..._.._x")])
-def test_a_strange_host_name_makes_no_strange_file_name(place: Path, parcels: Parcels, hostname: str, last: str) -> None:
+    ("a/b", ".a_b"), ("a:b,c", ".a_b_c"), ("", ".localhost"), ("ho\nst", ".ho_st"), ("é", "._"),
+    ("x" * 300, "." + "x" * 100), ("../../x", "..._.._x")])
+def test_a_strange_host_name_makes_no_strange_file_name(place: Path, parcels: Parcels, hostname: str,
+                                                        last: str) -> None:
     assert statuses(deliver(place, parcels.make(), hostname=hostname)) == ["2.0.0"]
     name, = os.listdir(place / "new")
     assert name.endswith(last)
 
 
-def test_a_batch_has_one_sync_of_each_file_and_one_of_the_directory(place: Path, parcels: Parcels,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_synced_before_it_is_named_and_the_directory_once(place: Path, parcels: Parcels,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     deliver(place, parcels.make(number=99))
     order: list[str] = []
     real_sync, real_rename = os.fsync, os.rename
@@ -96,10 +98,29 @@ def test_a_batch_has_one_sync_of_each_file_and_one_of_the_directory(place: Path,
         real_rename(*args, **more)
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: order.append("begin"))
     batch = [parcels.make(message(n), number=n) for n in range(1, 4)]
     assert statuses(deliver(place, *batch)) == ["2.0.0"] * 3
-    assert order == ["file", "rename"] * 3 + ["directory"]
+    assert order == ["begin"] * 3 + ["file", "rename"] * 3 + ["directory"]
     assert len(contents(place)) == 4
+
+
+def test_a_large_batch_opens_a_bounded_number_of_files(place: Path, parcels: Parcels,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maildir, "MAX_OPEN", 3)
+    opened: list[int] = []
+    real = os.fsync
+
+    def sync(fd: int) -> None:
+        opened.append(len(os.listdir("/proc/self/fd")))
+        real(fd)
+    batch = [parcels.make(message(n), number=n) for n in range(1, 11)]
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "fsync", sync)
+    assert statuses(deliver(place, *batch)) == ["2.0.0"] * 10
+    assert len(contents(place)) == 10
+    assert max(opened) <= before + 4 + 3
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_new_maildir_is_made_durable(place: Path, parcels: Parcels, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,14 +219,16 @@ CALLS = ("open", "write", "fsync", "rename", "unlink", "mkdir", "fstat", "stat",
 def stepped(patch: pytest.MonkeyPatch, at: int, act: Callable[[str, Callable[[], object]], object]) -> list[str]:
     """`act` instead of call number `at`; the list gets the name of each call."""
     seen: list[str] = []
-    for name in CALLS:
-        def step(*args: object, _real: Callable[..., object] = getattr(os, name), _name: str = name,
-                 **more: object) -> object:
-            seen.append(_name)
+
+    def wrapped(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: object, **more: object) -> object:
+            seen.append(name)
             if len(seen) - 1 == at:
-                return act(_name, lambda: _real(*args, **more))
-            return _real(*args, **more)
-        patch.setattr(os, name, step)
+                return act(name, lambda: real(*args, **more))
+            return real(*args, **more)
+        return step
+    for name in CALLS:
+        patch.setattr(os, name, wrapped(name, getattr(os, name)))
     return seen
 
 
@@ -215,18 +238,19 @@ def fresh(place: Path) -> Path:
     return place.parent / f"Maildir-{number}"
 
 
+def deliver_and_die(at: int, place: Path, batch: list[Parcel]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stepped(patch, at, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        deliver(place, *batch)
+
+
 def test_a_process_killed_at_any_call_leaves_nothing_that_is_not_made_good(place: Path, parcels: Parcels) -> None:
     batch = [parcels.make(message(n), number=n, may_repeat=True) for n in range(1, 4)]
     at = -1
     while True:
         at += 1
         here = fresh(place)
-
-        def attempt() -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                stepped(patch, at, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-                deliver(here, *batch)
-        if not elsewhere.run_until_killed(attempt):
+        if not elsewhere.run_until_killed(partial(deliver_and_die, at, here, batch)):
             break
         for content in contents(here) if (here / "new").exists() else []:
             assert content in [HEAD + message(n) for n in range(1, 4)], f"torn at call {at}"
@@ -358,7 +382,8 @@ def test_a_home_that_may_not_be_read_is_no_obstacle(parcels: Parcels) -> None:
     """A directory without read permission cannot be synced; syncing what is in it has to do."""
     with elsewhere.public_directory(0o733) as directory:
         made = parcels.make()
-        assert statuses(elsewhere.run(lambda: deliver(f"{directory}/Maildir", made), uid=elsewhere.SOMEBODY)) == ["2.0.0"]
+        outcomes = elsewhere.run(lambda: deliver(f"{directory}/Maildir", made), uid=elsewhere.SOMEBODY)
+        assert statuses(outcomes) == ["2.0.0"]
         assert os.stat(f"{directory}/Maildir/new").st_uid == elsewhere.SOMEBODY
 
 

@@ -10,6 +10,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -110,11 +111,14 @@ def test_our_from_line_is_not_swallowed_by_what_is_there(box: Path, parcels: Par
 def test_a_batch_is_one_lock_and_one_sync(box: Path, parcels: Parcels, monkeypatch: pytest.MonkeyPatch) -> None:
     box.write_bytes(EARLIER)
     calls: list[str] = []
+
+    def counted(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            calls.append(name)
+            return real(*args)
+        return call
     for module, name in ((os, "fsync"), (fcntl, "lockf"), (os, "write")):
-        def counted(*args: object, _real: Callable[..., object] = getattr(module, name), _name: str = name) -> object:
-            calls.append(_name)
-            return _real(*args)
-        monkeypatch.setattr(module, name, counted)
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     batch = [parcels.make(message(n), number=n) for n in range(1, 51)]
     assert statuses(append(box, *batch)) == ["2.0.0"] * 50
     assert calls == ["lockf", "write", "write", "fsync"]  # the first write is the pid in the dot lock
@@ -432,8 +436,8 @@ def test_the_size_limit_holds_back_what_would_exceed_it(box: Path, parcels: Parc
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EDQUOT, errno.ENOSPC, errno.EROFS])
-def test_a_failed_sync_delivers_nothing_and_is_not_repeated(box: Path, parcels: Parcels, monkeypatch: pytest.MonkeyPatch,
-                                                           code: int) -> None:
+def test_a_failed_sync_delivers_nothing_and_is_not_repeated(box: Path, parcels: Parcels,
+                                                           monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     box.write_bytes(EARLIER)
     synced: list[int] = []
 
@@ -533,21 +537,23 @@ CALLS = ((os, "open"), (os, "write"), (os, "fsync"), (os, "ftruncate"), (os, "un
          (os, "lstat"), (os, "pread"), (os, "close"), (fcntl, "lockf"), (os, "utime"))
 
 
-def sweep(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[str, Callable[..., object], tuple[object, ...]], object],
-          only: tuple[str, ...] = ()) -> list[str]:
+Act = Callable[[str, Callable[[], object], tuple[object, ...]], object]  # name of the call, the call, its arguments
+
+
+def sweep(monkeypatch: pytest.MonkeyPatch, at: int, act: Act, only: tuple[str, ...] = ()) -> list[str]:
     """Run `act` instead of call number `at` of those that touch files; the list gets the name of each call."""
     seen: list[str] = []
-    for module, name in CALLS:
-        if only and name not in only:
-            continue
 
-        def stepped(*args: object, _real: Callable[..., object] = getattr(module, name), _name: str = name,
-                    **more: object) -> object:
-            seen.append(_name)
+    def stepped(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: object, **more: object) -> object:
+            seen.append(name)
             if len(seen) - 1 == at:
-                return act(_name, lambda: _real(*args, **more), args)
-            return _real(*args, **more)
-        monkeypatch.setattr(module, name, stepped)
+                return act(name, lambda: real(*args, **more), args)
+            return real(*args, **more)
+        return step
+    for module, name in CALLS:
+        if not only or name in only:
+            monkeypatch.setattr(module, name, stepped(name, getattr(module, name)))
     return seen
 
 
@@ -590,29 +596,28 @@ def test_any_call_may_fail(box: Path, parcels: Parcels, code: int) -> None:
     assert at > 15
 
 
+def append_and_die(at: int, torn: bool, box: Path, batch: list[Parcel]) -> None:
+    def die(name: str, real: Callable[[], object], args: tuple[object, ...]) -> object:
+        if torn and isinstance(args[1], bytes):
+            os.write(int(str(args[0])), args[1][:len(args[1]) * 2 // 3])
+        os.kill(os.getpid(), signal.SIGKILL)
+        return real()
+    with pytest.MonkeyPatch.context() as patch:
+        sweep(patch, at, die, ("write",) if torn else ())
+        append(box, *batch)
+
+
 @pytest.mark.parametrize("torn", [False, True], ids=["before the call", "in the middle of a write"])
 def test_a_process_killed_at_any_call_leaves_nothing_that_is_not_made_good(box: Path, parcels: Parcels,
                                                                           torn: bool) -> None:
-    batch = [parcels.make(message(1), number=1, may_repeat=True), big(parcels, 2, 700_000),
-             parcels.make(message(3), number=3, may_repeat=True)]
-    batch[1] = Parcel(*(getattr(batch[1], name) for name in ("queue_id", "fd", "offset", "length", "head", "from_line")), True)
+    batch = [replace(parcel, may_repeat=True) for parcel in (
+        parcels.make(message(1), number=1), big(parcels, 2, 700_000), parcels.make(message(3), number=3))]
     at = -1
     while True:
         at += 1
         box.unlink(missing_ok=True)
         box.write_bytes(EARLIER)
-
-        def die(name: str, real: Callable[[], object], args: tuple[object, ...]) -> object:
-            if torn and name == "write" and isinstance(args[1], bytes):
-                os.write(int(str(args[0])), args[1][:len(args[1]) * 2 // 3])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return real()
-
-        def attempt() -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                sweep(patch, at, die, ("write",) if torn else ())
-                append(box, *batch)
-        if not elsewhere.run_until_killed(attempt):
+        if not elsewhere.run_until_killed(partial(append_and_die, at, torn, box, batch)):
             break
         lock = box.parent / "alice.lock"
         if lock.exists() and not lock.read_bytes():
@@ -712,7 +717,8 @@ def test_a_file_is_made_private_although_its_directory_is_not(box: Path, parcels
 
 @pytest.mark.parametrize(("plant", "why"), [h for h in HAZARDS if h[0] is not plant_symlink],
                          ids=[n for n in HAZARD_NAMES if n != "symlink"])
-def test_what_is_no_file_to_append_to_defers(box: Path, parcels: Parcels, plant: Callable[[Path], None], why: str) -> None:
+def test_what_is_no_file_to_append_to_defers(box: Path, parcels: Parcels, plant: Callable[[Path], None],
+                                            why: str) -> None:
     victim = box.parent / "victim"
     victim.write_bytes(b"precious\n")
     plant(box)

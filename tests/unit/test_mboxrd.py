@@ -5,6 +5,7 @@ import os
 import re
 import tracemalloc
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from pysendmail.deliver.parcel import Parcel, Unreadable
 from tests.tools.parcels import FROM_LINE, HEAD, Parcels, message
 
 # Text made of what matters here, so that chance finds the corners.
-TEXT = st.lists(st.sampled_from([b"From ", b"From", b"Fro", b"F", b">", b">>", b"\n", b"\n\n", b" ", b"x", b"\0", b"\xff",
-                                 b"\r\n", b"From \n", b"\nFrom "]), max_size=40).map(b"".join)
+TEXT = st.lists(st.sampled_from([b"From ", b"From", b"Fro", b"F", b">", b">>", b"\n", b"\n\n", b" ", b"x", b"\0",
+                                 b"\xff", b"\r\n", b"From \n", b"\nFrom "]), max_size=40).map(b"".join)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def unquoted(text: bytes) -> bytes:
 
 def in_pieces(text: bytes, cuts: list[int]) -> list[bytes]:
     edges = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 @given(TEXT, st.lists(st.integers(0, 200), max_size=8))
@@ -60,8 +61,8 @@ def test_quoting_byte_by_byte_holds_back_at_most_four_bytes(text: bytes) -> None
     assert done + quoter.end() == quoted(text)
 
 
-@pytest.mark.parametrize("line", [b">" * 300_000, b"From " * 60_000, b">From " * 50_000, b">\n" * 150_000, b"F" * 300_000,
-                                  b"\nFrom " * 50_000, b">" * 200_000 + b"From x"],
+@pytest.mark.parametrize("line", [b">" * 300_000, b"From " * 60_000, b">From " * 50_000, b">\n" * 150_000,
+                                  b"F" * 300_000, b"\nFrom " * 50_000, b">" * 200_000 + b"From x"],
                          ids=["bars", "from", "bar-from", "short", "f", "lines", "long-quoted"])
 def test_hostile_lines_are_quoted_as_the_reference_does(line: bytes) -> None:
     quoter = mboxrd.Quoter()
@@ -155,8 +156,8 @@ def test_an_error_of_the_queue_s_disk_is_not_one_of_the_mailbox(parcels: Parcels
 
 @pytest.mark.parametrize(("name", "value"), [
     ("queue_id", "../../etc/x"), ("queue_id", ""), ("queue_id", "a:2,S"), ("queue_id", "é" * 14),
-    ("head", b"Return-Path: <>"), ("from_line", b"x y z\n"), ("from_line", b"From x\nFrom y\n"), ("from_line", b"From x"),
-    ("offset", -1), ("length", 3),
+    ("head", b"Return-Path: <>"), ("from_line", b"x y z\n"), ("from_line", b"From x\nFrom y\n"),
+    ("from_line", b"From x"), ("offset", -1), ("length", 3),
 ])
 def test_a_parcel_that_makes_no_sense_is_the_callers_mistake(name: str, value: object) -> None:
     sound = {"queue_id": "0abcDEFG001001", "fd": 0, "offset": 10, "length": 20, "head": b"", "from_line": FROM_LINE}
@@ -187,13 +188,14 @@ def written(*asked: Parcel, separator: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("before", [b"", OTHERS, OTHERS + b"\n\n"], ids=["empty", "others", "blank-lines"])
-@pytest.mark.parametrize("body", [b"Hello.\n", b"a\n\n>From b\nFrom c\n\n\nno newline", b"x" * 200_000, b"y\n" * 400_000],
-                         ids=["small", "quoted", "middling", "large"])
-def test_a_torn_copy_is_found_wherever_it_broke_off(parcels: Parcels, tmp_path: Path, before: bytes, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"Hello.\n", b"a\n\n>From b\nFrom c\n\n\nno newline", b"x" * 200_000,
+                                  b"y\n" * 400_000], ids=["small", "quoted", "middling", "large"])
+def test_a_torn_copy_is_found_wherever_it_broke_off(parcels: Parcels, tmp_path: Path, before: bytes,
+                                                   body: bytes) -> None:
     made = parcels.make(message(1, body), may_repeat=True)
     whole = written(made)
-    cuts = {*range(len(b"From bob@"), min(len(whole), 400)), *range(401, len(whole), max(1, len(whole) // 7)), len(whole) - 1}
-    for cut in cuts:
+    near, far = range(len(b"From bob@"), min(len(whole), 400)), range(401, len(whole), max(1, len(whole) // 7))
+    for cut in {*near, *far, len(whole) - 1}:
         tail = look(tmp_path, before + whole[:cut], made)
         assert (tail.end, tail.floor, tail.repeats) == (len(before), len(before), set()), f"broken off after {cut}"
 
@@ -212,8 +214,8 @@ def test_a_batch_that_broke_off_is_found_from_its_end(parcels: Parcels, tmp_path
     assert tail == mboxrd.Tail(len(content), len(OTHERS), {4, 3, 2})
 
 
-@pytest.mark.parametrize("change", ["nothing asked", "other id", "no id in the text", "other text", "status line", "other head",
-                                    "behind another"])
+@pytest.mark.parametrize("change", ["nothing asked", "other id", "no id in the text", "other text", "status line",
+                                    "other head", "behind another"])
 def test_what_is_not_surely_ours_is_left_alone(parcels: Parcels, tmp_path: Path, change: str) -> None:
     content = OTHERS + written(parcels.make())
     asked = {
@@ -231,8 +233,8 @@ def test_what_is_not_surely_ours_is_left_alone(parcels: Parcels, tmp_path: Path,
     assert look(tmp_path, content, asked) == mboxrd.Tail(len(content), len(content), set())
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"F", b"From", b"From bob", b"\n\n\nFrom ", b"no mailbox at all", b"x" * 200_000,
-                                     b"\n\nFrom " * 50_000],
+@pytest.mark.parametrize("content", [b"", b"\n", b"F", b"From", b"From bob", b"\n\n\nFrom ", b"no mailbox at all",
+                                     b"x" * 200_000, b"\n\nFrom " * 50_000],
                          ids=["empty", "newline", "f", "from", "name", "blank-from", "text", "long", "many"])
 def test_any_content_is_looked_at_without_harm(parcels: Parcels, tmp_path: Path, content: bytes) -> None:
     tail = look(tmp_path, content, parcels.make(may_repeat=True))
