@@ -1,5 +1,6 @@
 """Submissions: what is on disk at each step, what happens when a step fails, and the conversation with the daemon."""
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -156,10 +157,11 @@ def test_one_datagram_calls_the_daemon(paths: Paths) -> None:
 
 
 def test_a_daemon_that_does_not_listen_holds_nobody_up(paths: Paths) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ringer:
+    bell, ringer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with bell, ringer:
         bell.bind(paths.wake)
         ringer.setblocking(False)
-        with pytest.raises(BlockingIOError):
+        with contextlib.suppress(BlockingIOError):
             while True:
                 ringer.sendto(b"x", paths.wake)
         submit(paths, SMALL)
@@ -262,7 +264,7 @@ def test_trouble_at_the_commit_point_leaves_nothing(paths: Paths, monkeypatch: p
 
 def test_a_missing_spool_is_named(paths: Paths) -> None:
     os.rmdir(paths.drop_tmp)
-    with pytest.raises(Refused, match="No such file or directory.*daemon does not answer"):
+    with pytest.raises(Refused, match=r"No such file or directory.*daemon does not answer"):
         submit(paths, SMALL)
 
 
@@ -379,10 +381,11 @@ def test_a_full_disk_that_shows_at_the_sync(paths: Paths, listen: Listen, monkey
     (b"75 no\x1b[2J room\xff\n", 75, "no?[2J room?"),
     (b"77 no\n0 ID\n", 77, "no"),
     (b"", 75, "no answer"), (b"0 ID", 75, "no answer"), (b"\n", 75, "no answer"), (b"OK\n", 75, "no answer"),
-    (b"00 ID\n", 75, "no answer"), (b"1 x\n", 75, "no answer"), (b"63 x\n", 75, "no answer"), (b"79 x\n", 75, "no answer"),
-    (b"-1 x\n", 75, "no answer"), (b"\xb2\xb3 x\n", 75, "no answer"), (b"x" * 5000, 75, "no answer")])
-def test_what_the_daemon_answers(paths: Paths, listen: Listen, monkeypatch: pytest.MonkeyPatch, answer: bytes, code: int,
-                                 words: str) -> None:
+    (b"00 ID\n", 75, "no answer"), (b"1 x\n", 75, "no answer"), (b"63 x\n", 75, "no answer"),
+    (b"79 x\n", 75, "no answer"), (b"-1 x\n", 75, "no answer"),
+    (b"\xb2\xb3 x\n", 75, "no answer"), (b"x" * 5000, 75, "no answer")])
+def test_what_the_daemon_answers(paths: Paths, listen: Listen, monkeypatch: pytest.MonkeyPatch, answer: bytes,
+                                 code: int, words: str) -> None:
     listen(answer)
     break_step(monkeypatch, "create", errno.EROFS)
     with pytest.raises(Refused) as refusal:

@@ -78,7 +78,8 @@ def test_from_lines(data: bytes, end: int) -> None:
 
 
 @pytest.mark.parametrize(("line", "name"), [
-    (b"To: a\n", b"to"), (b"To:", b"to"), (b"T o: a", b""), (b"To", b""), (b":", b""), (b"\0:", b""), (b"--To: a", b"")])
+    (b"To: a\n", b"to"), (b"To:", b"to"), (b"T o: a", b""), (b"To", b""), (b":", b""), (b"\0:", b""),
+    (b"--To: a", b"")])
 def test_field_name(line: bytes, name: bytes) -> None:
     assert field_name(line) == name
 
@@ -134,15 +135,17 @@ def test_beyond_the_limits_the_rest_is_body_and_that_can_be_told(data: bytes) ->
     assert is_cut(data, fields, body_start)
 
 
-@pytest.mark.parametrize("data", [b"", b"To: a\n\nbody: x\n", b"To: a\nbody\n", b"body\nx: y\n", b"To: a\n", b"\nx: y\n", b"To: a"])
+@pytest.mark.parametrize("data", [
+    b"", b"To: a\n\nbody: x\n", b"To: a\nbody\n", b"body\nx: y\n", b"To: a\n", b"\nx: y\n", b"To: a"])
 def test_a_header_within_the_limits_is_not_cut(data: bytes) -> None:
     fields, _, body_start = scan(data)
     assert not is_cut(data, fields, body_start)
 
 
 LINES = st.lists(st.sampled_from([
-    b"To: a", b"Cc : b", b" folded", b"\tfolded", b"", b"--x: y", b"text", b"From a 10:10", b">From b", b"X:", b"\r", b"\0A: b",
-    b"Resent-To: c", b"Received: d"]) | st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=12)
+    b"To: a", b"Cc : b", b" folded", b"\tfolded", b"", b"--x: y", b"text", b"From a 10:10", b">From b", b"X:", b"\r",
+    b"\0A: b", b"Resent-To: c", b"Received: d",
+]) | st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=12)
 
 
 @given(LINES, st.booleans())

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pysendmail.cli import sendmail
 from pysendmail.cli.sendmail import Source
-from pysendmail.mail import headers
+from pysendmail.mail import address, headers
+from pysendmail.spool.dropbox import Refused
 
 
 def text(pieces: Iterable[bytes], dot_ends: bool) -> bytes:
@@ -71,6 +72,17 @@ def test_the_pieces_do_not_matter(pieces: list[bytes], dot_ends: bool) -> None:
     data = b"".join(pieces)
     found = text((piece for piece in pieces if piece), dot_ends)
     assert found == text([data] if data else [], dot_ends) == expected(data, dot_ends)
+
+
+@given(st.text("abcXYZ019._+-=@", min_size=1, max_size=12).map(str.encode))
+def test_an_address_that_is_not_parsed_would_be_the_same_parsed(value: bytes) -> None:
+    try:
+        expected = [spec for spec, _, _ in address.parse_list(value)]
+    except address.AddressError:
+        with pytest.raises(Refused):
+            sendmail._parsed(value)
+    else:
+        assert sendmail._parsed(value) == expected
 
 
 def test_the_constant_kept_here_for_speed_is_that_of_the_header() -> None:
