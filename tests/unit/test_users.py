@@ -67,7 +67,8 @@ def test_an_exact_name_goes_before_one_in_lower_case(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("text", "folded"), [
-    ("Alice", "alice"), ("J\u00d6RG", "j\u00d6rg"), ("\u212aim", "\u212aim"), ("\u0130", "\u0130"), ("A\udcff", "a\udcff")])
+    ("Alice", "alice"), ("J\u00d6RG", "j\u00d6rg"), ("\u212aim", "\u212aim"), ("\u0130", "\u0130"),
+    ("A\udcff", "a\udcff")])
 def test_only_ascii_is_folded(text: str, folded: str) -> None:
     """Whoever registers a name that looks like another after Unicode's lower() must not get the other's mail."""
     assert users.fold(text) == folded
@@ -93,7 +94,8 @@ def test_without_a_descriptor_nobody_is_unknown() -> None:
     printed = in_child(
         "import pwd\n"
         "exhaust()\n"
-        "for ask, key in ((users.lookup, 'root'), (users.lookup, 'nosuchuser'), (users.by_uid, 0), (users.by_uid, 4242)):\n"
+        "asked = [(users.lookup, 'root'), (users.lookup, 'nosuchuser'), (users.by_uid, 0), (users.by_uid, 4242)]\n"
+        "for ask, key in asked:\n"
         "    try:\n"
         "        print(ask(key))\n"
         "    except users.LookupTrouble as trouble:\n"
