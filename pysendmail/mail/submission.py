@@ -12,6 +12,7 @@ from .envelope import BODY_TYPES, Envelope, Fields, Origin, Recipient, read_reci
 
 MAX_RECIPIENTS = 20_000  # of one submission
 MAX_ADDRESS = 1000  # bytes, well above RFC 5321's 320: what the wire refuses is reported, not lost
+MAX_VALUE = 1000  # bytes of any other value; bin/sendmail has tighter limits for each
 MAX_HOPS = 999
 
 _ONCE = frozenset((b"Sender", b"Full-Name", b"Body", b"Return", b"Envid", b"Hops", b"Errors", b"Delivery", b"Gateway",
@@ -48,6 +49,8 @@ def read(fields: Fields) -> Submission:
             recipients.append(read_recipient(value))
         elif name in one or name not in _ONCE:
             raise ValueError(f"field {name!r} is not for submitters")
+        elif len(value) > MAX_VALUE:
+            raise ValueError(f"field {name!r} is too long")
         else:
             one[name] = text(value)
     if not 1 <= len(recipients) <= MAX_RECIPIENTS:

@@ -64,11 +64,13 @@ class Target:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """The reverse of to_json, for what another process wrote. Raises ValueError for anything else."""
-        if not isinstance(value, dict) or value.keys() - _NAMES or value.get("kind") not in KINDS:
+        if not isinstance(value, dict) or value.keys() - _NAMES:
             raise ValueError("not a target")
         texts = {name: value.get(name, "") for name in _TEXT}
         sender, use_forward = value.get("sender"), value.get("use_forward", True)
         if not all(isinstance(v, str) for v in texts.values()) or not isinstance(sender, str | None):
+            raise ValueError("not a target")
+        if texts["kind"] not in KINDS:
             raise ValueError("not a target")
         known = Outcome.from_json(value["outcome"]) if "outcome" in value else None
         return cls(**texts, sender=sender, use_forward=use_forward is not False, outcome=known)

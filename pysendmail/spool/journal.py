@@ -63,13 +63,20 @@ def decode(data: bytes) -> tuple[list[Event], int]:
         text = line[9:]
         if len(line) < 10 or set(line[:8]) - _HEX or line[8:9] != b" " or int(line[:8], 16) != crc(text):
             break
-        value = json.loads(text)
-        verb, at = (value.pop("verb", ""), value.pop("at", None)) if isinstance(value, dict) else ("", None)
-        if verb not in VERBS or not isinstance(at, int | float):
-            raise ValueError("journal has a line that this version does not know")
-        events.append(Event(verb, at, value))
+        events.append(_event(text))
         sound += len(line) + 1
     return events, sound
+
+
+def _event(text: bytes) -> Event:
+    try:
+        value = json.loads(text)
+    except RecursionError as problem:
+        raise ValueError("journal has a line that is nested too deeply") from problem
+    verb, at = (value.pop("verb", None), value.pop("at", None)) if isinstance(value, dict) else (None, None)
+    if not isinstance(verb, str) or verb not in VERBS or not isinstance(at, int | float):
+        raise ValueError("journal has a line that this version does not know")
+    return Event(verb, at, value)
 
 
 @dataclass(slots=True)
