@@ -107,7 +107,7 @@ def _submit(given: options.Given, paths: Paths) -> None:
     _watch_signals(drop)
     try:
         head = source.head()
-        if head[:1] in (b"F", b">"):
+        if head[:5] == b"From " or head[:1] == b">":
             from ..mail import headers
 
             head = head[headers.from_lines_end(head):]

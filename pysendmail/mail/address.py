@@ -171,11 +171,12 @@ def _spec(value: bytes, words: list[Token]) -> Found:
     local, domain = (parts, []) if is_bare else (parts[:local_parts], parts[local_parts + 1:])
     if not is_bare and (not local or not domain):
         raise AddressError(f"nothing {'before' if domain else 'after'} '@' in an address")
-    if b" " in domain:
-        raise AddressError("blank in the domain of an address")
     spec = _quoted(b"".join(local)) if b" " in local else b"".join(local)
     if not is_bare:
-        spec += b"@" + b"".join(domain)
+        host = b"".join(domain)
+        if host[:1] != b"[" and any(sign in host for sign in (b" ", b'"', b"\\", b"[")):
+            raise AddressError("blank or quote in the domain of an address")
+        spec += b"@" + host
     return spec.replace(b"\r", b"").replace(b"\n", b""), words[0][1], words[-1][2]
 
 
@@ -227,8 +228,8 @@ def _end_of_word(value: bytes, start: int, ends: frozenset[int]) -> int:
         return _end_of_quotes(value, start, 93, "'['")
     position = start
     while position < len(value) and value[position] not in ends:
-        position += 2 if value[position] == 92 else 1  # "\user", "a\,b"
-    return min(position, len(value))
+        position += _step(value, position)  # "\user", "a\,b"
+    return position
 
 
 def _end_of_quotes(value: bytes, start: int, closing: int, what: str) -> int:
@@ -237,8 +238,17 @@ def _end_of_quotes(value: bytes, start: int, closing: int, what: str) -> int:
         c = value[position]
         if c == closing:
             return position + 1
-        position += 2 if c == 92 else 1
+        position += _step(value, position)
     raise AddressError(f"{what} that is not closed")
+
+
+def _step(value: bytes, position: int) -> int:
+    """1, or 2 for a backslash and what it makes literal. It needs something: "<a\\" and ">" would be an open bracket."""
+    if value[position] != 92:
+        return 1
+    if value[position + 1:position + 2] in (b"", b"\r", b"\n"):
+        raise AddressError("backslash before nothing in an address")
+    return 2
 
 
 def _end_of_comment(value: bytes, start: int) -> int:

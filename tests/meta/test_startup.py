@@ -74,6 +74,7 @@ def loaded_with_os(python: str) -> set[str]:
 @pytest.mark.parametrize(("words", "text", "more"), [
     (["-oi", "-f", "bob", "-FBob", "alice", "carol@example.org"], b"Subject: x\n\nbody\n", set()),
     (["alice"], b"x" * 300_000, set()),
+    (["alice"], b"From: cron\n\nbody\n", set()),
     (["Alice <alice@x>"], b"Subject: x\n\nbody\n", {"pysendmail.mail", "pysendmail.mail.address"}),
     (["-ti"], b"To: alice\n\nbody\n", PARSERS),
     (["alice"], b"From x Tue Jul  1 10:52:37 2003\nTo: x\n\n", PARSERS),
