@@ -131,11 +131,11 @@ class Debian:
         """systemd as pid 1, a loopback interface, and the end of whatever is left once `halt` is called."""
         log = (self.root.parent / f"{self.root.name}.console").open("wb")
         self._groups = own_groups(self.root.name)
-        words = ["systemd-nspawn", "--quiet", "--register=no", "--console=read-only", "--private-network",
+        words = ["setpriv", "--pdeathsig=KILL", "systemd-nspawn", "--quiet", "--register=no", "--console=read-only", "--private-network",
                  "--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--hostname={HOST}",
-                 f"--machine={self.root.name}", "--boot", f"--directory={self.root}"]
+                 f"--machine=pysendmail-{os.getpid()}", "--boot", f"--directory={self.root}"]
         if not os.path.isdir("/run/systemd/system"):
-            words.insert(1, "--keep-unit")  # nobody here who could make one
+            words.insert(3, "--keep-unit")  # nobody here who could make one
         # The caller may itself be in a sandbox that allows no further system call filter.
         environment = {"PATH": PATH, "SYSTEMD_SECCOMP": "0", "SYSTEMD_NSPAWN_LOCK": "0"}
         groups = [str(len(self._groups)), *map(str, self._groups)]

@@ -23,6 +23,7 @@ def host(debian: Debian) -> Debian:
 
 
 def main_pid(host: Debian) -> int:
+    """0 while there is none."""
     return int(host.run("systemctl", "show", "--property=MainPID", "--value", "pysendmail").stdout)
 
 
@@ -121,6 +122,7 @@ def test_mail_sent_while_the_daemon_is_down_waits_for_it(host: Debian) -> None:
 def test_it_comes_back_after_kill(host: Debian) -> None:
     for number in range(3):
         before = main_pid(host)
+        assert before > 0, "kill 0 would hit the tests themselves"
         host.run("kill", "-KILL", str(before))
         until(lambda before=before: main_pid(host) not in (0, before) and state(host) == "active", "a new daemon")
         host.run("/usr/sbin/sendmail", "bob", user="alice", content=f"Subject: after kill {number}\n\nx\n".encode())
