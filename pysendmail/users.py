@@ -59,6 +59,17 @@ def fold(text: str) -> str:
         "utf-8", "surrogateescape")
 
 
+def is_text(text: str) -> bool:
+    """Whether this has a form in bytes: surrogates that stand for no byte get in by JSON, and break every encoder."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def lookup(name: str) -> User | None:
     """The user of this name, or of this name in lower case; None = there is none. Raises LookupTrouble."""
     if not is_possible(name):
@@ -81,7 +92,8 @@ def by_uid(uid: int) -> User | None:
 
 def is_possible(name: str) -> bool:
     """Whether an account can have this name. It becomes a file name, so "/" is out, and so are "." and ".."."""
-    return 0 < len(name) <= MAX_NAME and _NEVER_IN_NAMES.isdisjoint(name) and name not in (".", "..")
+    return (0 < len(name) <= MAX_NAME and _NEVER_IN_NAMES.isdisjoint(name) and name not in (".", "..")
+            and is_text(name))
 
 
 class SystemUsers:

@@ -119,7 +119,7 @@ def _nowhere(_domain: str) -> bool:
 
 
 def parse(data: bytes, file: str, is_local: Callable[[str], bool] = _nowhere) -> Table:
-    """The aliases in the text of a file. is_local: whether a name may have this domain. Never raises."""
+    """The aliases in a file's text. is_local: whether a name may have this domain (in lower case). Never raises."""
     table = Table(file)
     for number, text in _logical_lines(data, table):
         try:
@@ -294,9 +294,10 @@ def _name(text: bytes, is_local: Callable[[str], bool]) -> tuple[str, bytes]:
     local, domain = router.split(decoded(words.checked(key)))
     if not domain:
         return fold(local), rest
+    domain = router.normal_domain(domain)
     if not is_local(domain):
         raise ValueError(f"an alias cannot be for another host's address: {words.shown(key)}")
-    return f"{fold(local)}@{router.normal_domain(domain)}", rest
+    return f"{fold(local)}@{domain}", rest
 
 
 def _check(found: list[Value]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from ..config import Config
-from ..users import fold
+from ..users import fold, is_text
 
 MAX_ADDRESS = 1000  # characters; RFC 5321 wants 320, and whoever sends more gets an answer instead of a search
 MAX_LOCAL = 512  # characters of a local part; RFC 5321 wants 64, VERP and SRS make longer ones
@@ -127,6 +127,8 @@ def problem(address: str) -> str:
         return "address is too long"
     if not _CONTROLS.isdisjoint(address):
         return "address has a control character"
+    if not is_text(address):
+        return "address has a character that is none"
     local, domain = split(address)
     if not local:
         return "address has no local part"

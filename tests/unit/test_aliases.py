@@ -131,6 +131,16 @@ def test_warnings_are_no_errors() -> None:
         "/etc/aliases:2: warning: 'a': also in line 1, which no longer counts"]
 
 
+def test_the_examples_of_the_manual_are_sound() -> None:
+    manual = (Path(__file__).resolve().parents[2] / "man" / "aliases.5").read_text()
+    examples = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", manual, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        found = parse(example.encode(), "aliases.5", lambda domain: domain == "lists.example.org")
+        assert found.problems == []
+        assert len(found.entries) >= 5
+
+
 def test_problems_are_harmless_to_a_terminal() -> None:
     found = table("\x1b]0;evil\x07: x\nb\udc9bd: \x1b[2J y\n")
     assert found.problems

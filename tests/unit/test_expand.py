@@ -676,7 +676,7 @@ def test_an_agent_cannot_name_other_mailboxes_or_hosts(host: Host) -> None:
     for lying in (Target(MAILBOX, "root@example.org", user="root"), Target(RELAY, "x@remote.test")):
         assert [short(target) for target in forwarded(host, ALICE, lying)] == [
             "5.3.5 alice@example.org > owner@remote.test"]
-    assert [short(target) for target in forwarded(host, ALICE, address("a\nb"), address("x" * 5000))] == [
+    assert [short(target) for target in forwarded(host, ALICE, address("a\nb"), address("a\ud800"))] == [
         "5.1.3 alice@example.org > owner@remote.test"]
 
 

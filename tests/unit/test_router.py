@@ -64,6 +64,7 @@ def test_addresses_without_a_problem(address: str) -> None:
     ("a@" + "x" * 64 + ".b", "label"), ("a@" + "x.y" * 90, "too long"), ("a@b c", "character"), ("a@b/c", "character"),
     ("a@b\udcff", "character"), ("a@[b]", "literal"), ("a@[1.2.3.4", "literal"), ("a@[IPv6:1.2.3.4]", "literal"),
     ("a\nb@c", "control"), ("a@c\r\nRCPT TO:<x>", "control"), ("a\0", "control"), ("a\x7f", "control"),
+    ("a\ud800@b", "is none"), ("a@\udc7f", "is none"),
     ("x" * 513 + "@example.org", "too long"), ("x" * 100_000, "too long")])
 def test_addresses_with_one(address: str, words: str) -> None:
     assert words in problem(address)

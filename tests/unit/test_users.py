@@ -75,7 +75,8 @@ def test_only_ascii_is_folded(text: str, folded: str) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "", "a\0b", "root\n", "../root", "a/b", "/etc/passwd", ".", "..", "a:b", "\x1b[1m", "a\x7f", "x" * 257])
+    "", "a\0b", "root\n", "../root", "a/b", "/etc/passwd", ".", "..", "a:b", "\x1b[1m", "a\x7f", "x" * 257,
+    "a\ud800", "\udc7f"])
 def test_a_name_that_no_account_can_have_is_unknown_without_asking(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(_name: str) -> User | None:
         raise AssertionError("asked")
