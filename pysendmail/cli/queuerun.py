@@ -1,7 +1,7 @@
 """`sendmail -q...`: try the queue now.
 
 The runner does the work; this asks it to. Without arguments everything that waits is tried; -qI, -qR and -qS choose
-by id, recipient and sender (with "!" the others). A daemon that is down has nothing to be asked: EX_TEMPFAIL, and the
+by id, recipient and sender (with "!" the others); the same letter twice means either, two letters mean both. A daemon that is down has nothing to be asked: EX_TEMPFAIL, and the
 queue is tried when it starts. sendmail(8).
 """
 
@@ -17,20 +17,18 @@ _KEYS = {"I": "id", "R": "recipient", "S": "sender"}
 
 def selection(options: list[str]) -> dict[str, object]:
     """The filter for the values of -q: "", "f", "30m" (all of it), "Rexample.org", "!Iabc". Raises ValueError."""
-    chosen: dict[str, object] = {}
-    turned: list[str] = []
+    chosen: dict[str, list[str]] = {}
+    turned: set[str] = set()
     for option in options:
         body = option[1:] if option.startswith("!") else option
         if body[:1] in _KEYS and len(body) > 1:
             key, value = _KEYS[body[0]], body[1:]
-            chosen[key] = [value] if key == "id" else value
+            chosen.setdefault(key, []).append(value)
             if option.startswith("!"):
-                turned.append(key)
+                turned.add(key)
         elif option.startswith("!") or body[:1] in ("G", "L", "Q"):
             raise ValueError(f"cannot select by -q{option}")
-    if turned:
-        chosen["not"] = turned
-    return chosen
+    return {**chosen, "not": sorted(turned)}
 
 
 def main(args: list[str], paths: Paths) -> int:

@@ -10,14 +10,14 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
 from ..config import Config
 from ..events import Events
 from ..paths import Paths
-from ..spool import listing
+from ..spool import listing, selection
 from ..spool.queue import Broken, Damaged
 from . import changes
 from .doors import Clients, peer_uid
@@ -53,7 +53,7 @@ class ControlDoor:
 
     # ---- finding
 
-    def items(self, uid: int, wanted: Callable[[listing.Item], bool]) -> Iterator[listing.Item | None]:
+    def items(self, uid: int, wanted: selection.Predicate) -> Iterator[listing.Item | None]:
         """Messages that this uid may see and wants, oldest first; None where others may be served meanwhile."""
         runner, sees_all = self.runner, self.may_all(uid) or self.config.queue.visible_to_all
         for count, queue_id in enumerate(sorted({*runner.active, *runner.waiting}), start=1):
@@ -159,7 +159,10 @@ class ControlProtocol(asyncio.Protocol):
 
     async def _answer(self, request: dict[str, Any]) -> None:
         door, verb = self._door, request.get("do")
-        wanted = selection(request.get("filter") or {})
+        try:
+            wanted = selection.predicate(request.get("filter") or {}, time.time())
+        except ValueError as problem:
+            raise BadRequest(EX_USAGE, str(problem)) from problem
         if verb == "status":
             self._write({"end": door.status()})
         elif verb == "list":
@@ -175,7 +178,7 @@ class ControlProtocol(asyncio.Protocol):
         else:
             raise BadRequest(EX_USAGE, "unknown request")
 
-    async def _matching(self, wanted: Callable[[listing.Item], bool]) -> Any:
+    async def _matching(self, wanted: selection.Predicate) -> Any:
         for item in self._door.items(self._uid, wanted):
             if item is None:
                 await asyncio.sleep(0)
@@ -190,7 +193,7 @@ class ControlProtocol(asyncio.Protocol):
             return
         raise BadRequest(EX_USAGE, "no such message in the queue")
 
-    async def _change(self, verb: str, wanted: Callable[[listing.Item], bool], *, is_dry: bool) -> None:
+    async def _change(self, verb: str, wanted: selection.Predicate, *, is_dry: bool) -> None:
         if not self._door.may_all(self._uid) and verb != "flush":
             raise BadRequest(EX_NOPERM, f"only root may {verb} messages")
         done = 0
@@ -223,40 +226,4 @@ class ControlProtocol(asyncio.Protocol):
             self._task.cancel()
         if self._is_counted:
             self._door.clients.leave(self._uid)
-
-
-def selection(asked: Any) -> Callable[[listing.Item], bool]:
-    """The filter of a request as a predicate. All given conditions must hold; texts match anywhere, in any case.
-
-    Keys: id (list of ids or parts of one), sender, recipient, domain (of a recipient), reason, older, younger
-    (seconds), now (the asker's clock is not trusted: ours is used), held (bool), not (list of keys whose condition is
-    turned round). Raises BadRequest.
-    """
-    known = {"id", "sender", "recipient", "domain", "reason", "older", "younger", "held", "not", "now"}
-    if not isinstance(asked, dict) or asked.keys() - known:
-        raise BadRequest(EX_USAGE, "unknown filter")
-    turned = frozenset(asked.get("not", []))
-    tests = [(key, asked[key]) for key in asked if key not in ("not", "now")]
-    for key, value in tests:
-        fits = {"id": list, "older": (int, float), "younger": (int, float), "held": bool}.get(key, str)
-        if not isinstance(value, fits):  # type: ignore[arg-type]
-            raise BadRequest(EX_USAGE, f"filter {key} is not of the right kind")
-    return lambda item: all(_holds(item, key, value) != (key in turned) for key, value in tests)
-
-
-def _holds(item: listing.Item, key: str, value: Any) -> bool:
-    match key:
-        case "id":
-            return any(part in item["id"] for part in value)
-        case "held":
-            return bool((item["where"] == "hold") == value)
-        case "older" | "younger":
-            age = time.time() - item["arrived"]
-            return bool(age >= value if key == "older" else age < value)
-        case "recipient":
-            return any(value.lower() in r["address"].lower() for r in item["recipients"])
-        case "domain":
-            return any(r["address"].lower().rpartition("@")[2] == value.lower() for r in item["recipients"])
-        case _:
-            return value.lower() in str(item[key]).lower()
 

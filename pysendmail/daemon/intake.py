@@ -299,14 +299,14 @@ class Intake:
         try:
             self._check(seen)
             submitter = self._submitter(uid)
-            return self._copy(fd, found, name, seen.st_size, submitter)
+            return self._copy(fd, found, name, seen, submitter)
         except (Refused, record.Damaged, ValueError) as problem:
             self._set_aside(name, uid, str(problem))
         except OSError as trouble:  # LookupTrouble too
             self._leave(name, trouble)
         except MemoryError:
             self._leave(name, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of ours meets a message: others must not wait behind it
             self._events.trouble(f"intake/{name}: {traceback.format_exc(limit=-4)}")
             self._set_aside(name, uid, "it made this program fail")
         return None
@@ -329,7 +329,10 @@ class Intake:
             return Submitter(uid, f"uid{uid}", "")
         return Submitter(uid, user.name, completion.name_of_gecos(user.gecos, user.name))
 
-    def _copy(self, fd: int, found: str, name: str, size: int, submitter: Submitter) -> Message:
+    def _copy(self, fd: int, found: str, name: str, seen: os.stat_result, submitter: Submitter) -> Message:
+        """The copy follows from the file alone: made again after a crash it has the same bytes, which shows a mailbox
+        that it has them already. It was received when its submitter wrote it, unless he says that this is yet to come."""
+        size, received_at = seen.st_size, min(max(0.0, seen.st_mtime), self._clock())
         start = os.pread(fd, min(size, WHOLE), 0)
         offset, length, checksum = record.read_first(start[:record.FIRST_LENGTH])
         if length != size or offset > len(start):
@@ -345,7 +348,7 @@ class Intake:
                 raise record.Damaged("checksum does not match")
             is_ascii, is_utf8 = _kind(start[offset:])
         origin = Origin("command", submitter.uid, submitter.login, protocol=asked.protocol)
-        envelope = submission.envelope(asked, found, origin, self._clock(), self._router.qualify)
+        envelope = submission.envelope(asked, found, origin, received_at, self._router.qualify)
         head, body_at, hops = self._head(start[offset:], asked, envelope, submitter, is_ascii, is_utf8)
         envelope = replace(envelope, refusal=self._refusal(hops, size))
         body = start[offset + body_at:]

@@ -243,7 +243,7 @@ class Runner:
             p.is_dispatching = False
             if not p.awaited:
                 self._settle(p)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of ours meets a message: keep it, say so, go on
             self._crashed(p)
 
     def _expand(self, p: Pass, index: int) -> None:
@@ -301,7 +301,7 @@ class Runner:
             elif p.events and not p.is_flush_due:
                 p.is_flush_due = True
                 self._loop.call_later(FLUSH_AFTER, self._flush_later, p)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of ours meets a message: keep it, say so, go on
             self._crashed(p)
 
     def _take_outcome(self, p: Pass, number: int, outcome: Outcome) -> None:
@@ -384,7 +384,8 @@ class Runner:
             self._take_outcome(p, number, failed("5.4.7", reason, diagnostic))
 
     def _report(self, p: Pass) -> None:
-        """Queue what the sender must hear. Each report is planned in the journal first, unless the message ends here."""
+        """Queue what the sender must hear. Each report is planned in the journal first, unless the message ends
+        here."""
         message, state = p.message, p.message.state
         if state.plan is not None:  # a crash came between plan and report
             number, _, targets = state.plan
@@ -474,7 +475,8 @@ class Runner:
 def _needs_another_look(progress: Progress) -> bool:
     """Whether a deferred target came from something that may read differently now: aliases, a user, a .forward."""
     target, outcome = progress.target, progress.outcome
-    return target.kind == KNOWN or (target.kind in (COMMAND, FILE) and outcome is not None and outcome.status == CHANGED)
+    is_changed = outcome is not None and outcome.status == CHANGED
+    return target.kind == KNOWN or (target.kind in (COMMAND, FILE) and is_changed)
 
 
 _MAILERS = {"mailbox": "local", "file": "*file*", "command": "prog", "relay": "esmtp", "known": "local"}

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import sys
 import time
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
 BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
 BACKLOG = 64
 
+# acl(5) as the kernel stores it: version 2; then tag, permissions, id: owner rw-, group r--, others ---.
+PRIVATE_ACL = struct.pack("<I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
 _SOCKETS = {"wake": socket.SOCK_DGRAM, "submit": socket.SOCK_STREAM, "control": socket.SOCK_STREAM}
 EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_CONFIG = 0, 64, 70, 71, 78
 
@@ -80,10 +83,22 @@ class Supervisor:
                 os.unlink(path)  # of an earlier daemon; two at once are kept apart by the runner's lock
             opened = socket.socket(socket.AF_UNIX, kind)
             opened.bind(path)
-            os.chmod(path, 0o666)
+            os.chmod(path, 0o666)  # noqa: S103 - whoever submits; peers are known by their uid
             if kind == socket.SOCK_STREAM:
                 opened.listen(BACKLOG)
             self.sockets[name] = opened
+
+    def close_drop(self) -> None:
+        """Whatever a user makes in the drop, with whatever umask, shall be readable for no other user.
+
+        bin/sendmail sees to that itself; a default ACL (acl(5)) makes it so for everybody. File systems without ACLs
+        lack this one safety.
+        """
+        for path in (self.paths.drop_tmp, self.paths.drop_new):
+            try:
+                os.setxattr(path, "system.posix_acl_default", PRIVATE_ACL)
+            except OSError as trouble:
+                self.log(NOTICE, f"no default ACL on {path}: {trouble.strerror}")
 
     def start_runner(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -109,7 +124,7 @@ class Supervisor:
             main.harden()
             settings = config.without_secrets(self.settings)
             code = main.run(self.paths, settings, self.users, self.log, main.Sockets(link, **self.sockets))
-        except BaseException as problem:
+        except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
             self.log(ERROR, f"SYSERR(root): runner: {type(problem).__name__}: {problem}")
         finally:
             os._exit(code)
@@ -126,6 +141,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _nothing)
         self.open_sockets()
+        self.close_drop()
         self.start_runner()
         while True:
             watched = [read] if self.runner is None else [read, self.runner.link.fileno()]

@@ -17,12 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ..mail import headers, trace
-from ..mail.envelope import text
-from ..mail.outcome import Outcome, deferred, delivered, failed, one_line
-from ..mail.target import CHANGED, COMMAND, FILE, FORWARDED, KNOWN, MAILBOX, Target
+from ..mail.outcome import Outcome, deferred, failed
+from ..mail.target import CHANGED, MAILBOX, Target
 from ..route import values
 from ..route.aliases import Aliases, Entry
-from ..route.expand import outcome_of
 from ..users import User
 from . import command, forward, maildir, mbox
 from .parcel import Parcel
@@ -140,7 +138,7 @@ class Agent:
                 continue
             found = self._forward(target, forwards)
             if found.verdict == forward.TARGETS:
-                yield Reply(job.request.n, None, tuple(self._targets(found, target)), found.notes)
+                yield Reply(job.request.n, None, tuple(forward.targets(found, target)), found.notes)
             elif found.verdict == forward.DEFERRED:
                 yield Reply(job.request.n, found.outcome, (), found.notes)
             else:
@@ -163,20 +161,6 @@ class Agent:
         found = known[target.detail]
         known[target.detail] = replace(found, notes=())  # said once is enough
         return found
-
-    def _targets(self, found: forward.Forward, parent: Target) -> Iterator[Target]:
-        """What the .forward asks for. Addresses go back as they are: the runner looks for aliases and users."""
-        for value in found.values:
-            if value.kind in (values.COMMAND, values.FILE):
-                kind = COMMAND if value.kind == values.COMMAND else FILE
-                if value.kind == values.FILE and value.text == b"/dev/null":
-                    yield replace(parent, kind=KNOWN, outcome=delivered("discarded: /dev/null"))
-                else:
-                    yield replace(parent, kind=kind, digest=value.digest, words=one_line(text(value.text), 200))
-            elif value.kind in (values.ADDRESS, values.LOCAL):
-                yield Target(FORWARDED, text(value.text), use_forward=value.kind == values.ADDRESS)
-            else:
-                yield replace(parent, kind=KNOWN, outcome=outcome_of(value))
 
     # ---- one delivery that is not to a mailbox file
 

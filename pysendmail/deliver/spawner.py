@@ -107,7 +107,7 @@ class Spawner:
                 identity.become(user, saved_group=self.settings.mailbox_group)
             agent.serve(socket.socket(fileno=channel), user, self.settings)
             code = 0
-        except BaseException as problem:
+        except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
             self.log(3, f"agent of {user.name}: {type(problem).__name__}: {problem}")
         finally:
             os._exit(code)
