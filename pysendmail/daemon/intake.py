@@ -211,9 +211,13 @@ class Intake:
         claimed = f"{self._paths.intake}/{found}"
         try:
             durable.rename(f"{self._paths.drop_new}/{name}", claimed)
-        except FileNotFoundError:
+        except FileNotFoundError:  # withdrawn by its submitter
             return ""
-        now = os.lstat(claimed)
+        try:
+            now = os.lstat(claimed)
+        except OSError as trouble:
+            self._leave(found, trouble)
+            return ""
         if (now.st_dev, now.st_ino) != (seen.st_dev, seen.st_ino):
             self._set_aside(found, seen.st_uid, "file was exchanged while it was claimed")
             return ""
@@ -282,6 +286,9 @@ class Intake:
                 self._set_aside(name, seen.st_uid, "unknown name in intake")
                 return None
             return self._adopt(fd, found, name, seen, int(digits) if is_ours else seen.st_uid)
+        except OSError as trouble:
+            self._leave(name, trouble)
+            return None
         finally:
             os.close(fd)
 

@@ -72,6 +72,12 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
         raise OSError(5, "short write")
 
 
+def stamp(fd: int, seconds: float) -> None:
+    """Give a file a modification time, to the millisecond."""
+    at = round(seconds * 1000) * 1_000_000
+    os.utime(fd, ns=(at, at))
+
+
 def publish(fd: int, tmp: str, new: str, directory: str = "") -> None:
     """Give a written file its lasting name and make both durable. After the return it is safe; after an error it is
     not.

@@ -129,7 +129,8 @@ class Queue:
     def adopt(self, envelope: Envelope, content: Iterable[bytes], source: str) -> Message:
         """Copy a claimed message from intake/`source` into new/: not synced, since the source is (S3).
 
-        content: the message as chunks. Raises OSError, and leaves nothing but the source then.
+        content: the message as chunks. Raises OSError, and leaves nothing but the source then. The copy's modification
+        time is when the message was received, since a Maildir names a message by it: another copy is the same message.
         """
         path = f"{self._root}/new/{envelope.id}"
         try:
@@ -139,6 +140,7 @@ class Queue:
             fd = durable.create(path)
         try:
             offset, length = write_message(fd, envelope, content)
+            durable.stamp(fd, envelope.received_at)
         except BaseException:
             durable.unlink(path)
             raise

@@ -22,7 +22,8 @@ ORIGINS = st.builds(Origin, st.sampled_from(envelope.ORIGINS), st.integers(-1, 2
 ENVELOPES = st.builds(
     Envelope, st.just(ID), CLEAN, st.lists(RECIPIENTS, min_size=1, max_size=5).map(tuple),
     st.integers(0, 10**12).map(lambda milliseconds: milliseconds / 1000), ORIGINS,
-    st.sampled_from(["", "7bit", "8bitmime"]), st.booleans(), st.sampled_from(["", "full", "hdrs"]), CLEAN, st.sampled_from(["", "m", "q"]), st.booleans(), CLEAN,
+    st.sampled_from(["", "7bit", "8bitmime"]), st.booleans(),
+    st.sampled_from(["", "full", "hdrs"]), CLEAN, st.sampled_from(["", "m", "q"]), st.booleans(), CLEAN,
     CLEAN.map(lambda reason: f"5.3.4 {reason}" if reason else ""))
 PLAIN = Envelope(ID, "bob@else.test", (Recipient("alice@host.example"),), 1_795_500_000.25, Origin("smtp"))
 
@@ -64,7 +65,8 @@ def test_fields_that_we_never_write(field: tuple[bytes, bytes]) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [
     (b"Sender", b"bob@else.test"), (b"Sender", b"<"), (b"Sender", b""),
-    (b"Received-At", b"nan"), (b"Received-At", b"inf"), (b"Received-At", b"-5"), (b"Received-At", b"1e9"), (b"Received-At", b""), (b"Received-At", b"1.2.3"),
+    (b"Received-At", b"nan"), (b"Received-At", b"inf"),
+    (b"Received-At", b"-5"), (b"Received-At", b"1e9"), (b"Received-At", b""), (b"Received-At", b"1.2.3"),
     (b"Received-At", b"1."), (b"Origin", b"root"), (b"Origin", b""), (b"Recipient", None), (b"Sender", None),
     (b"Received-At", None), (b"Origin", None)])
 def test_fields_that_are_missing_or_wrong(name: bytes, value: bytes | None) -> None:

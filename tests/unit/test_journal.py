@@ -150,7 +150,8 @@ def test_held_and_released() -> None:
 @pytest.mark.parametrize("bad", [
     event("delivered", n=99, o=DONE.to_json()), event("delivered", n=0), event("delivered", n=0, o=None),
     event("delivered", n=0, o=["9.9.9", "", "", ""]), event("expanded", r=1, t=[[5, {"kind": "teleport"}]]),
-    event("expanded", r=1, t=[[5]]), event("expanded", r=1, t=7), event("deferred", n=0, o=LATER.to_json()), event("tried"), event("planned", k=1),
+    event("expanded", r=1, t=[[5]]),
+    event("expanded", r=1, t=7), event("deferred", n=0, o=LATER.to_json()), event("tried"), event("planned", k=1),
     event("planned", k="x", kind="final", n=[]), event("planned", k=1, kind="final", n=[77]), event("held"),
     event("forwarded", n=9, t=[]), event("expanded", r=[], t=[])])
 def test_sound_lines_that_make_no_sense_are_said_to(bad: Event) -> None:

@@ -47,7 +47,8 @@ def test_everything_that_can_be_asked_for() -> None:
         (b"Recipient", b"a"), (b"Recipient", b"- - " + b"x" * submission.MAX_ADDRESS),
         (b"Recipient", b"always - a"), (b"Sender", b"a"), (b"Sender", b"<a"), (b"Sender", b""),
         (b"Sender", b"<" + b"x" * submission.MAX_ADDRESS + b">"), (b"Body", b"9bit"), (b"Return", b"body"),
-        (b"Hops", b""), (b"Hops", b"-1"), (b"Hops", b"1_0"), (b"Hops", b"1000"), (b"Hops", "\u0663".encode()), (b"Hops", b" 1"),
+        (b"Hops", b""),
+        (b"Hops", b"-1"), (b"Hops", b"1_0"), (b"Hops", b"1000"), (b"Hops", "\u0663".encode()), (b"Hops", b" 1"),
         (b"Errors", b"qq"), (b"Delivery", b"bg"), (b"Full-Name", b"x" * 5000), (b"Envid", b"x" * 5000),
         (b"Tag", b"x" * 5000), (b"Protocol", b"x" * 5000))),
     [TO, (b"Sender", b"<a>"), (b"Sender", b"<a>")], [TO, (b"Hops", b"1"), (b"Hops", b"2")]])
