@@ -2,9 +2,9 @@
 
     standard descriptors -> options -> recipients and sender -> text from stdin -> spool/dropbox.py -> os._exit
 
-It runs as whoever calls it, sets nothing and trusts nobody: no configuration is read, no option or environment variable
-moves the spool (NAME alone is used, as the full name), the current directory is never looked at. What the caller says
-becomes the envelope of a drop file; everything else (policy, header completion, delivery) is the trusted side's.
+It runs as whoever calls it, without privilege. No configuration is read; no option and no environment variable moves
+the spool (NAME alone is used, as the full name); the current directory is never looked at. What the caller says becomes
+the envelope of a drop file; everything else (policy, header completion, delivery) is the trusted side's.
 
 The text is handed on as it came, but for: CRLF becomes LF, line by line; a line of one dot ends it, without -i; From_
 lines in front go; the last line gets its LF. Memory is bounded whatever the size: the first MAX_HEADER bytes are kept
@@ -51,7 +51,6 @@ LAST_FREE = 1024
 LIBRARIES = "/usr/lib/python3/dist-packages"  # of Debian; -S leaves it out, and submitting needs none
 
 _PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-=@"
-_UNPRINTABLE = {c: "?" for c in (*range(32), *range(127, 160))}
 
 
 def main(argv: list[str], paths: Paths) -> None:
@@ -178,8 +177,7 @@ def _valid(addresses: list[bytes]) -> list[bytes]:
 
 def _sender(value: bytes) -> bytes:
     """The address of -f; b"" = null, which has three spellings. Raises Refused."""
-    value = value.strip(b" ")
-    if value in (b"", b"<>", b'""'):
+    if value.replace(b" ", b"") in (b"", b"<>", b'""'):
         return b""
     if any(c < 32 or c == 127 for c in value):  # web forms: "-f 'me\nBcc: you'"
         raise Refused(EX_DATAERR, "control character in the sender")
@@ -358,4 +356,4 @@ def _print(text: str, fd: int = 1) -> None:
 
 def _printable(value: bytes) -> str:
     """A caller's bytes on a terminal or in the log."""
-    return value.decode("utf-8", "replace").translate(_UNPRINTABLE)
+    return "".join(c if c.isprintable() else "?" for c in value.decode("utf-8", "replace"))

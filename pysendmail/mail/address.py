@@ -243,7 +243,7 @@ def _end_of_quotes(value: bytes, start: int, closing: int, what: str) -> int:
 
 
 def _step(value: bytes, position: int) -> int:
-    """1, or 2 for a backslash and what it makes literal. It needs something: "<a\\" and ">" would be an open bracket."""
+    """1, or 2 for a backslash and what it makes literal: it needs something, or "<a\\" and ">" were an open bracket."""
     if value[position] != 92:
         return 1
     if value[position + 1:position + 2] in (b"", b"\r", b"\n"):

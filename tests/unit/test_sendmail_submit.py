@@ -119,7 +119,7 @@ def test_recipients(paths: Paths, words: list[str | bytes], text: bytes, expecte
     assert [os.fsdecode(address) for address in the_drop(paths).addresses] == expected
 
 
-@pytest.mark.parametrize("spelling", ["", "<>", " <> ", '""'])
+@pytest.mark.parametrize("spelling", ["", " ", "<>", " <> ", "< >", '""'])
 def test_the_null_sender(paths: Paths, spelling: str) -> None:
     assert sendmail(paths, "-f", spelling, "alice", text=MAIL).returncode == 0
     assert the_drop(paths).fields == {"Sender": b"<>"}
@@ -524,12 +524,12 @@ def test_no_command_line_opens_a_file_or_starts_a_program(paths: Paths, words: l
 
 
 def test_what_was_ignored_is_logged_as_one_line_of_text(paths: Paths) -> None:
-    done = call(paths, [b"-X/tmp/a\nb\x1b[2J", b"-Zq", b"-Lapp", b"alice"], MAIL)
+    done = call(paths, ["-X/tmp/a\nb\x1b[2J\u202e".encode(), b"-Zq", b"-Lapp", b"alice"], MAIL)
     assert (done.code, done.err) == (0, b"sendmail: unknown option -Zq ignored\n")
     logged = [arguments for event, arguments in done.events if event.startswith("syslog.")]
     assert logged[0][0] == "'app'"
     assert [line[1].split(": ", 2)[2].strip("'") for line in logged[1:]] == [
-        "unknown option -Zq ignored", "option without effect: -X/tmp/a?b?[2J"]
+        "unknown option -Zq ignored", "option without effect: -X/tmp/a?b?[2J?"]
     watched(done, paths)
 
 
