@@ -197,6 +197,24 @@ class Aliases:
                 return found
         return None
 
+    def find(self, name: str, digest: str) -> Value | Broken:
+        """The command or file that a target with this source and digest stands for: nothing else may be carried out.
+
+        For the process that carries it out, which reads the file itself and is told names only.
+        """
+        entry = self.lookup(name)
+        if isinstance(entry, Broken):
+            return entry
+        if entry is None:
+            return Broken(f"there is no alias {name} any more")
+        danger = self.danger(entry.file)
+        if danger:
+            return Broken(f"{entry.file} {danger}")
+        for value in entry.values:
+            if value.kind in (values.COMMAND, values.FILE) and value.digest == digest:
+                return value
+        return Broken(f"{entry.place}: alias {name} has changed")
+
     @property
     def has_domains(self) -> bool:
         """Whether to look for user@domain as well as for user."""

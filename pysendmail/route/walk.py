@@ -249,12 +249,11 @@ class Walk:
     def _end_loop(self, entry: Entry, where: str, local: str, link: Link, above: Link) -> None:
         """An alias that leads back to itself: the first name on the way back that is a user gets the mail."""
         way = [(where, local, entry.name)]
-        step: Link | None = link
-        while step is not None:
+        step = link
+        while step is not above:
             way.append((step.address, step.local, step.key))
-            if step is above:
-                break
-            step = step.parent
+            step = step.parent or above
+        way.append((above.address, above.local, above.key))
         for address, name, _ in way:
             try:
                 user, detail = self._find(name)

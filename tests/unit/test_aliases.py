@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pysendmail.route import aliases, textfile, values
 from pysendmail.route.aliases import Aliases, Broken, Entry, Problem, Table, parse
+from pysendmail.route.values import Value
 
 FILE = "/etc/aliases"
 
@@ -158,6 +159,10 @@ def test_counts_are_those_of_sendmail() -> None:
     found = table("postmaster: root\nroot:  alice,\n\tbob\n")
     assert len(found.entries) == 2
     assert (found.longest, found.total) == (len("alice, bob"), len("postmaster" "root" "root" "alice, bob"))
+
+
+def test_without_local_domains_no_name_has_one() -> None:
+    assert parse(b"info@example.org: a\n", FILE).errors == 1
 
 
 def test_names_with_domains_are_noticed() -> None:
@@ -377,6 +382,30 @@ def test_of_several_files_the_first_that_has_a_name_wins(tmp_path: Path) -> None
     first.unlink()
     live.refresh()
     assert isinstance(live.lookup("none"), Broken)
+
+
+def test_a_command_or_file_is_found_by_its_digest_and_only_so(live: Aliases, path: Path) -> None:
+    path.write_text('robot: alice, "|cmd a", /var/x\n')
+    live.refresh()
+    for value in (Value(values.COMMAND, b"cmd a"), Value(values.FILE, b"/var/x")):
+        assert live.find("robot", value.digest) == value
+    for digest in (Value(values.ADDRESS, b"alice").digest, Value(values.COMMAND, b"cmd b").digest, "", "|cmd a"):
+        assert live.find("robot", digest) == Broken(f"{path}:1: alias robot has changed")
+
+
+def test_no_command_is_found_where_it_is_not_certain_that_root_wrote_it(live: Aliases, path: Path) -> None:
+    command = Value(values.COMMAND, b"cmd a")
+    path.write_text('robot: "|cmd a"\nbroken: "|cmd a\n')
+    path.chmod(0o666)
+    live.refresh()
+    assert live.find("robot", command.digest) == Broken(f"{path} is writable by everybody")
+    assert live.find("gone", command.digest) == Broken("there is no alias gone any more")
+    found = live.find("broken", command.digest)
+    assert isinstance(found, Broken)
+    assert found.reason.startswith(f"{path}:2: ")
+    path.unlink()
+    live.refresh()
+    assert isinstance(live.find("robot", command.digest), Broken)
 
 
 def test_news_is_told_once(live: Aliases, path: Path) -> None:

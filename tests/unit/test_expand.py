@@ -315,6 +315,13 @@ def test_an_alias_file_that_is_missing_defers_every_local_address(host: Host) ->
     assert host.notes == [f"cannot read {host.path}: No such file or directory"]
 
 
+def test_without_anybody_to_tell_trouble_is_deferred_all_the_same(host: Host) -> None:
+    host.path.unlink()
+    expander = host.expander
+    silent = Expander(expander.router, expander.aliases, expander.users)
+    assert [short(target) for target in silent.expand("root")] == ["4.3.5 root@example.org"]
+
+
 def test_a_broken_line_defers_its_name_and_says_where_it_is(host: Host) -> None:
     host.aliases("team: alice bob\nother: bob, team\n")
     assert host.to("other") == ["bob", "4.3.5 team@example.org"]

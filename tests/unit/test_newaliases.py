@@ -10,7 +10,7 @@ import pytest
 from pysendmail.cli import newaliases
 from pysendmail.events import INFO, NOTICE
 from pysendmail.paths import Paths
-from pysendmail.users import by_uid
+from pysendmail.users import LookupTrouble, by_uid
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,3 +178,19 @@ def test_the_installed_names_lead_here(name: str, paths: Paths, python: str, tmp
     assert done.returncode == 65, done.stderr
     assert done.stdout == f"{paths.aliases}: 1 aliases, longest 5 bytes, 9 bytes total\n"
     assert done.stderr == f"{paths.aliases}:2: no colon after the name\n"
+
+
+def test_without_an_answer_about_the_caller_his_number_is_logged(
+        run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_uid: int) -> None:
+        raise LookupTrouble(24, "Too many open files")
+
+    monkeypatch.setattr(newaliases, "by_uid", broken)
+    done = run()
+    assert done.code == 0
+    assert done.log[0][1].endswith(f" rebuilt by uid {os.getuid()}")
+
+
+def test_a_directory_that_cannot_be_looked_at_is_no_safe_one() -> None:
+    assert newaliases.danger_above("/nonexistent/etc/aliases") == (
+        "cannot look at /nonexistent/etc: No such file or directory")

@@ -225,6 +225,12 @@ VALUES = st.one_of(
     st.builds(lambda rest: Value(DEFER, b"4.2.1 text " + rest), TRIMMED))
 
 
+def test_a_black_hole_is_rendered_and_read_back() -> None:
+    """It comes last: what follows on the line is its text."""
+    found = [*addresses(b"alice"), Value(BLACKHOLE, b"")]
+    assert parse(b", ".join(map(render, found))) == found
+
+
 @given(st.lists(VALUES, max_size=5))
 def test_what_is_rendered_is_read_back(found: list[Value]) -> None:
     assert parse(b", ".join(map(render, found))) == found
