@@ -27,7 +27,10 @@ class Tls(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """helo: our name. is_encrypted: the connection begins with TLS (port 465). lmtp: the peer speaks LMTP."""
+    """helo: our name. is_encrypted: the connection begins with TLS (port 465). lmtp: the peer speaks LMTP.
+
+    is_private: nobody can listen in on the connection, even without TLS (loopback).
+    """
 
     helo: str
     peer: Peer
@@ -35,6 +38,7 @@ class Options:
     tls: Tls = Tls.MAY
     is_encrypted: bool = False
     credentials: sasl.Credentials | None = None
+    is_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,8 @@ class Opening:
 
     def _log_in(self, credentials: sasl.Credentials) -> Move:
         offered = self.offers.get("AUTH", ())
-        self._mechanism = sasl.choose(offered, credentials, is_encrypted=self.is_encrypted, refused=self._refused)
+        is_safe = self.is_encrypted or self._options.is_private
+        self._mechanism = sasl.choose(offered, credentials, is_encrypted=is_safe, refused=self._refused)
         if self._mechanism is None:
             words = f"it offers AUTH {' '.join(offered)}" if offered else "it offers no AUTH"
             return Trouble(Stage.AUTH, Kind.LOGIN, words + ("" if self.is_encrypted else ", and there is no TLS"))
