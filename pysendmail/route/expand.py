@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from ..mail.envelope import raw
 from ..mail.outcome import failed, one_line
-from ..mail.target import COMMAND, FILE, FORWARDED, KNOWN, Target
+from ..mail.target import COMMAND, FILE, FORWARDED, KNOWN, MAILBOX, Target
 from ..users import Users, fold
 from . import values
 from .aliases import Aliases
@@ -83,15 +83,26 @@ class Expander:
                                  words=one_line(target.words, MAX_WORDS)))
             else:
                 walk.know(parent.address, target.outcome or failed("5.3.5", "no such target in a .forward"), beginning)
-        return walk.start(found, via, parent.sender)
+        # With a user, what is known about this address is what the .forward says of it: see `again`.
+        return [replace(target, user=parent.user, detail=parent.detail)
+                if target.kind == KNOWN and target.address == parent.address else target
+                for target in walk.start(found, via, parent.sender)]
 
     def again(self, target: Target, *, seen: Seen | None = None, tell: Tell | None = None) -> list[Target]:
-        """What takes a target's place when its address is looked up anew: after trouble, or since aliases changed."""
-        if seen is not None:
-            seen.discard(target.key())
+        """What takes a target's place when its address is looked up anew: after trouble, or since aliases changed.
+
+        Of what a .forward says, its owner's mailbox takes the place once more, so that the .forward is read again.
+        """
+        seen = set() if seen is None else seen
+        seen.discard(target.key())
         via = target.via
-        if target.kind in (COMMAND, FILE) and not target.source:
-            via = via.rpartition(":")[0]  # of a user's own .forward, which is then read again as well
+        if target.user and target.kind in (COMMAND, FILE, KNOWN):
+            mark = ("forward", target.user, target.detail, via)
+            if mark in seen:
+                return []  # another line of the same .forward has done this
+            seen.add(mark)
+            seen.discard(Target(MAILBOX, "", user=target.user, detail=target.detail).key())
+            via = via.rpartition(":")[0]
         kind = values.ADDRESS if target.use_forward else values.LOCAL
         walk = self._walk(seen, tell, target.address, is_again=True)
         return walk.start([Value(kind, raw(target.address))], via, target.sender)

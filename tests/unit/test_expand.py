@@ -694,9 +694,43 @@ def test_outcomes_of_a_forward_are_kept(host: Host) -> None:
 
 
 def test_a_command_of_a_forward_that_is_gone_is_looked_for_in_the_forward_again(host: Host) -> None:
-    command = Target(COMMAND, "alice@example.org", user="alice", digest="d" * 64, via="bob:alice")
-    (target,) = host.expander.again(command, seen={command.key()})
-    assert target == Target(MAILBOX, "alice@example.org", user="alice", via="bob")
+    mailbox = Target(MAILBOX, "alice+tag@example.org", user="alice", detail="tag", via="bob", sender="x@remote.test")
+    seen = {mailbox.key()}
+    commands = forwarded(host, mailbox, *(Target(COMMAND, "", digest=digest * 64) for digest in "de"), seen=seen)
+    assert {command.via for command in commands} == {"bob:alice"}
+    assert host.expander.again(commands[0], seen=seen) == [mailbox]
+    assert host.expander.again(commands[1], seen=seen) == []  # one mailbox is enough for all lines of one .forward
+    found = forwarded(host, mailbox, *(Target(COMMAND, "", digest=digest * 64) for digest in "ef"), seen=seen)
+    assert [target.digest[0] for target in found] == ["e", "f"]
+
+
+def test_a_forward_that_puts_mail_off_is_read_again_and_not_passed_by(host: Host) -> None:
+    mailbox = Target(MAILBOX, "alice@example.org", user="alice")
+    seen = {mailbox.key()}
+    later = Target(KNOWN, "alice@example.org", outcome=deferred("4.2.1", "later"))
+    found = forwarded(host, mailbox, later, address("bob"), seen=seen)
+    assert [short(target) for target in found] == ["4.2.1 alice@example.org", "bob"]
+    seen = {mailbox.key(), *(target.key() for target in found)}  # as the runner has it after a restart
+    assert host.expander.again(found[0], seen=seen) == [mailbox]
+
+
+def test_trouble_with_a_member_of_a_forward_is_about_that_member(host: Host) -> None:
+    host.users.broken = {"bob"}
+    mailbox = Target(MAILBOX, "alice@example.org", user="alice")
+    seen = {mailbox.key()}
+    (trouble,) = forwarded(host, mailbox, address("bob"), seen=seen)
+    host.users.broken = set()
+    assert [(short(target), target.via) for target in host.expander.again(trouble, seen=seen)] == [("bob", "alice")]
+
+
+def test_too_many_targets_of_a_forward_wait_in_the_forward(host: Host) -> None:
+    host.limits = Limits(results=10)
+    host.aliases("wide: " + ", ".join(f"u{number}@remote.test" for number in range(11)) + "\n")
+    mailbox = Target(MAILBOX, "alice@example.org", user="alice")
+    seen = {mailbox.key()}
+    (trouble,) = forwarded(host, mailbox, address("wide"), seen=seen)
+    assert short(trouble) == "4.2.4 alice@example.org"
+    assert host.expander.again(trouble, seen=seen) == [mailbox]
 
 
 def test_a_mailbox_is_looked_up_again_when_aliases_have_changed(host: Host) -> None:
