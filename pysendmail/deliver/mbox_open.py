@@ -1,11 +1,11 @@
 """Opening a mailbox, or a file that mail goes to, with its locks held and nobody fooled.
 
 This runs as the recipient, in directories that others may write, so no path is followed on trust. What is at the path
-is looked at before opening (a device can do things when it is opened), on the descriptor (nobody can exchange that),
-and against the path again under the locks (a mail reader may have put a new file there meanwhile). A mailbox is a
-regular file with one link that belongs to its user. Postfix CVE-2008-2936 and 2937, Exim CVE-2010-2023 and 2024 are
-what happens otherwise. No existing file is ever given another owner or mode, and nothing here blocks: not the open, not
-the locks.
+is looked at before opening, since a device can do things when it is opened; then on the descriptor, which nobody can
+exchange, and against the path again, both under the locks: a mail reader may have put a new file there meanwhile. A
+mailbox is a regular file with one link that belongs to its user. Postfix CVE-2008-2936 and 2937, Exim CVE-2010-2023 and
+2024 are what happens otherwise. No existing file is ever given another owner or mode, and nothing here blocks: not the
+open, not the locks.
 """
 
 import errno
@@ -95,21 +95,14 @@ def _try_open(path: str, rules: Rules) -> Locked:
 
 
 def _open(path: str, rules: Rules) -> int:
-    """The descriptor of a file that keeps the rules, made if there is none. Raises Refused and _Busy."""
+    """The descriptor of what kept the rules a moment ago, made if there was nothing. Raises Refused and _Busy."""
     try:
         _check(os.lstat(path), path, rules)
-        fd = os.open(path, _OPEN)
+        return os.open(path, _OPEN)  # perhaps another file by now: that is looked at under the locks
     except FileNotFoundError:
         return _create(path, rules)
     except OSError as problem:
         raise Refused(trouble.from_error(problem, "cannot open", path))
-    try:
-        # From here on it is known what is checked: this descriptor cannot be exchanged for another file.
-        _check(os.fstat(fd), path, rules)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _create(path: str, rules: Rules) -> int:
@@ -223,7 +216,7 @@ def _lock_name(path: str, rules: Rules) -> locks.DotLock | None:
 
 
 def _check_again(fd: int, path: str, rules: Rules) -> None:
-    """Under the locks: the path still names this file, and it still keeps the rules."""
+    """Under the locks: this descriptor keeps the rules, and the path still names the file that it is."""
     try:
         ours, there = os.fstat(fd), os.lstat(path)
     except FileNotFoundError:

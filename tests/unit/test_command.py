@@ -5,6 +5,7 @@ import os
 import resource
 import select
 import signal
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def test_when_a_step_on_the_way_fails_nothing_is_run(small: Parcel, tmp_path: Pa
 @pytest.mark.parametrize("call", ["getresgid", "getresuid"])
 def test_ids_that_are_not_what_was_asked_for_run_nothing(small: Parcel, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    monkeypatch.setattr(os, call, lambda: (os.getuid(), os.getuid(), 12345))
+    monkeypatch.setattr(os, call, lambda: (os.getuid(), os.getuid(), os.getuid() + 1))
     assert run("touch ran", small, cwd=tmp_path).is_deferred
     assert not (tmp_path / "ran").exists()
 
@@ -232,10 +233,24 @@ def test_our_own_handling_of_sigpipe_does_not_matter(large: Parcel) -> None:
 
 
 def test_a_flood_of_output_is_thrown_away(large: Parcel) -> None:
-    outcome = run("yes | head -c 20000000; cat > /dev/null; exit 1", large)
+    tracemalloc.start()
+    try:
+        outcome = run("yes | head -c 20000000; cat > /dev/null; exit 1", large)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert outcome.status == "5.3.0"
     assert len(outcome.reason) <= 400
     assert outcome.reason.startswith("y y y")
+    assert peak < 3_000_000
+
+
+@pytest.mark.limit(20)
+def test_a_daemon_that_prints_faster_than_we_read_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = command._Child(pid=0, stdin=-1, stdout=0, pidfd=-1)
+    monkeypatch.setattr(os, "read", lambda *_: b"y" * 100)
+    child._read_rest()
+    assert len(child.output) == command.MAX_OUTPUT
 
 
 def test_output_before_reading_does_not_block(large: Parcel) -> None:
@@ -281,14 +296,33 @@ def test_a_command_that_stops_itself_is_ended(small: Parcel, text: str, monkeypa
 
 
 def test_a_message_that_cannot_be_read_to_its_end_is_not_taken_for_whole(large: Parcel, tmp_path: Path) -> None:
-    os.truncate(f"/proc/self/fd/{large.fd}", 1_000_000)
-    outcome = run("cat > got; echo whole > whole", large, cwd=tmp_path)
+    os.truncate(f"/proc/self/fd/{large.fd}", 1_000_000)  # the pipe is filled several times by then
+    outcome = run("echo $$ > pid; cat > got; echo whole > whole", large, cwd=tmp_path)
     assert outcome.status == "4.3.0"
     assert "queue file" in outcome.reason
+    wait_for_end(int((tmp_path / "pid").read_text()))
     assert not (tmp_path / "whole").exists()
 
 
 # ---- our own troubles
+
+
+def test_no_handler_of_ours_runs_in_the_child(small: Parcel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(*_: object) -> None:
+        (tmp_path / "handled").touch()
+    clean = command.identity.clean
+
+    def interrupted(keep: set[int]) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        clean(keep)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        monkeypatch.setattr(command.identity, "clean", interrupted)
+        assert run("touch ran", small, cwd=tmp_path).is_deferred
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not (tmp_path / "handled").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("call", "code"), [("fork", errno.EAGAIN), ("fork", errno.ENOMEM), ("pipe", errno.EMFILE),

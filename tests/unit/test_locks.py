@@ -174,16 +174,21 @@ def test_what_is_no_regular_file_is_never_removed_however_old(mailbox: str, make
     assert os.lstat(path) == before
 
 
-def test_a_stale_lock_that_was_exchanged_meanwhile_is_left_alone(mailbox: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["made anew", "touched"])
+def test_a_stale_lock_that_is_not_so_any_more_is_left_alone(mailbox: str, monkeypatch: pytest.MonkeyPatch,
+                                                           kind: str) -> None:
     """Another program breaks the stale lock and makes its own while we are still thinking about the old one."""
     path = Path(mailbox + ".lock")
     path.write_text(f"{dead_pid()}\n")
+    old = path.stat()
     is_gone = locks._is_gone
 
     def exchange(pid: int) -> bool:
         answer = is_gone(pid)
-        path.rename(mailbox + ".old")
+        if kind == "made anew":
+            path.rename(mailbox + ".old")
         path.write_text(f"{os.getppid()}\n")
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + (1 if kind == "touched" else 0)))
         return answer
     monkeypatch.setattr(locks, "_is_gone", exchange)
     assert locks.try_dot(mailbox) is None

@@ -226,7 +226,7 @@ def test_a_device_is_not_even_opened(box: Path, parcels: Parcels, monkeypatch: p
     assert opened.count(str(box)) == 0
 
 
-@pytest.mark.parametrize("kind", ["symlink", "hard link", "another's file"])
+@pytest.mark.parametrize("kind", ["symlink", "hard link"])
 def test_exchanged_between_check_and_open(box: Path, parcels: Parcels, monkeypatch: pytest.MonkeyPatch,
                                           kind: str) -> None:
     victim = box.parent / "victim"
@@ -246,6 +246,8 @@ def test_exchanged_between_check_and_open(box: Path, parcels: Parcels, monkeypat
     monkeypatch.setattr(os, "lstat", exchange)
     outcome, = append(box, parcels.make(), owner=ME)
     assert outcome.is_deferred
+    if kind == "symlink":
+        assert os.strerror(errno.ELOOP) in outcome.reason, "it was opened"
     assert victim.read_bytes() == b"precious\n"
 
 
@@ -810,6 +812,30 @@ def test_the_recipient_with_the_saved_group_of_the_spool(parcels: Parcels) -> No
         seen = os.stat(box)
         assert (seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode)) == (elsewhere.SOMEBODY, MAIL, 0o660)
         assert os.listdir(f"{directory}/mail") == ["alice"]
+
+
+@pytest.mark.root
+def test_a_new_mailbox_is_not_shared_with_a_group_that_we_do_not_have(parcels: Parcels) -> None:
+    with elsewhere.public_directory() as directory:
+        os.mkdir(f"{directory}/mail")
+        os.chown(f"{directory}/mail", 0, MAIL)
+        os.chmod(f"{directory}/mail", 0o3777)
+        box, made = Path(directory) / "mail" / "alice", parcels.make()
+        work = partial(append, box, made, owner=elsewhere.SOMEBODY)
+        assert statuses(elsewhere.run(work, uid=elsewhere.SOMEBODY)) == ["2.0.0"]
+        assert (box.stat().st_gid, stat.S_IMODE(box.stat().st_mode)) == (MAIL, 0o600)
+
+
+@pytest.mark.root
+def test_a_link_of_a_third_person_is_not_followed(parcels: Parcels) -> None:
+    with elsewhere.public_directory() as directory:
+        target, link, made = Path(directory) / "target", Path(directory) / "link", parcels.make()
+        target.write_bytes(b"")
+        target.chmod(0o666)
+        link.symlink_to(target)
+        for owner, status in ((elsewhere.SOMEBODY_ELSE, "4.2.0"), (0, "2.0.0"), (elsewhere.SOMEBODY, "2.0.0")):
+            os.chown(link, owner, owner, follow_symlinks=False)
+            assert statuses(elsewhere.run(lambda: append_file(link, made), uid=elsewhere.SOMEBODY)) == [status]
 
 
 @pytest.mark.root

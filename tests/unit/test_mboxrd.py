@@ -189,7 +189,8 @@ def written(*asked: Parcel, separator: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("before", [b"", OTHERS, OTHERS + b"\n\n"], ids=["empty", "others", "blank-lines"])
 @pytest.mark.parametrize("body", [b"Hello.\n", b"a\n\n>From b\nFrom c\n\n\nno newline", b"x" * 200_000,
-                                  b"y\n" * 400_000], ids=["small", "quoted", "middling", "large"])
+                                  b"y\n" * 400_000, b"From \n" * 2000],
+                         ids=["small", "quoted", "middling", "large", "all-quoted"])
 def test_a_torn_copy_is_found_wherever_it_broke_off(parcels: Parcels, tmp_path: Path, before: bytes,
                                                    body: bytes) -> None:
     made = parcels.make(message(1, body), may_repeat=True)
