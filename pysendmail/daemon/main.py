@@ -146,8 +146,11 @@ def _beat(loop: asyncio.AbstractEventLoop, link: socket.socket, value: dict[str,
     loop.call_later(BEAT_EVERY, _beat, loop, link, {"beat": True})
 
 
-def harden() -> None:
-    """What a process without privilege still can give up: new privileges by exec, core files."""
+def harden(supervisor: int) -> None:
+    """What a process without privilege still can give up: new privileges by exec, and a life without its supervisor.
+
+    `supervisor` is that one's pid; 1 where it is all that runs in a container.
+    """
     import ctypes
 
     pr_set_no_new_privs, pr_set_pdeathsig = 38, 1
@@ -155,5 +158,5 @@ def harden() -> None:
     if libc.prctl(pr_set_no_new_privs, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
     libc.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() == 1:
+    if os.getppid() != supervisor:  # it ended before the line above
         raise OSError(3, "the supervisor is gone")

@@ -102,16 +102,17 @@ class Supervisor:
 
     def start_runner(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_runner(theirs)
+            self._become_runner(theirs, supervisor)
         theirs.close()
         now = time.monotonic()
         self.runner = Runner(pid, ours, now, now)
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
                                       self._ready, self._beat, self._log_descriptors())
 
-    def _become_runner(self, link: socket.socket) -> None:
+    def _become_runner(self, link: socket.socket, supervisor: int) -> None:
         """In the child: give everything up, then run. It never returns."""
         code = EX_SOFTWARE
         try:
@@ -121,7 +122,7 @@ class Supervisor:
                 identity.become(self.who)
             from . import main  # asyncio and all that: in the child alone
 
-            main.harden()
+            main.harden(supervisor)
             settings = config.without_secrets(self.settings)
             code = main.run(self.paths, settings, self.users, self.log, main.Sockets(link, **self.sockets))
         except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code

@@ -177,7 +177,10 @@ class Submission:
 
         self._stage = _WAITING
         if self._tmp:
-            durable.unlink(self._tmp)
+            try:
+                durable.unlink(self._tmp)
+            except OSError:
+                pass  # on a read-only file system there is nothing to remove; else the daemon sweeps the directory
             self._tmp = ""
         if errno.errorcode.get(trouble.errno or 0) not in FALL_BACK:
             raise Refused(EX_TEMPFAIL, f"cannot write to the mail drop: {trouble.strerror or trouble}")
