@@ -45,8 +45,8 @@ def delete(runner: Runner, entry: Entry) -> None:
     """Gone, and nobody is told but the log."""
     message = listing.peek(runner.queue, entry)
     runner.queue.finish(message)
-    runner.waiting.pop(entry.id, None)
-    runner.forget_share(entry)
+    runner.waiting.remove(entry.id)
+    runner.shares.remove(entry.uid, 0)
     runner.events.noted(entry.id, f"deleted by the administrator: from=<{message.envelope.sender}>, "
                                   f"nrcpts={len(message.envelope.recipients)}")
 
@@ -62,7 +62,7 @@ def bounce(runner: Runner, entry: Entry) -> None:
     for event in events:
         message.state.apply(event)
     runner.queue.write_down(message, events)
-    runner.waiting.pop(entry.id, None)
+    runner.waiting.remove(entry.id)
     runner.start(message)
 
 

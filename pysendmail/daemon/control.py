@@ -56,10 +56,10 @@ class ControlDoor:
     def items(self, uid: int, wanted: selection.Predicate) -> Iterator[listing.Item | None]:
         """Messages that this uid may see and wants, oldest first; None where others may be served meanwhile."""
         runner, sees_all = self.runner, self.may_all(uid) or self.config.queue.visible_to_all
-        for count, queue_id in enumerate(sorted({*runner.active, *runner.waiting}), start=1):
+        for count, queue_id in enumerate(sorted({*runner.active, *runner.waiting.entries}), start=1):
             if count % ITEMS_AT_ONCE == 0:
                 yield None
-            p, entry = runner.active.get(queue_id), runner.waiting.get(queue_id)
+            p, entry = runner.active.get(queue_id), runner.waiting.entries.get(queue_id)
             if p is None and (entry is None or (not sees_all and entry.uid not in (uid, -1))):
                 continue
             try:
@@ -74,7 +74,7 @@ class ControlDoor:
         p = self.runner.active.get(queue_id)
         if p is not None:
             return listing.describe(p.message, lifetime=lifetime, is_active=True)
-        message = listing.peek(self.runner.queue, self.runner.waiting[queue_id])
+        message = listing.peek(self.runner.queue, self.runner.waiting.entries[queue_id])
         return listing.describe(message, lifetime=lifetime)
 
     # ---- changing
@@ -90,7 +90,7 @@ class ControlDoor:
                 return "is being delivered at this moment"
             runner.active[queue_id].hold = changes.BY_ADMINISTRATOR
             return ""
-        entry = runner.waiting.get(queue_id)
+        entry = runner.waiting.entries.get(queue_id)
         if entry is None:
             return "not in the queue"
         try:
@@ -101,9 +101,9 @@ class ControlDoor:
 
     def status(self) -> dict[str, Any]:
         runner = self.runner
-        held = sum(1 for entry in runner.waiting.values() if entry.place == "hold")
+        held = sum(1 for entry in runner.waiting.entries.values() if entry.place == "hold")
         return {"version": __version__, "pid": os.getpid(), "active": len(runner.active), "held": held,
-                "waiting": len(runner.waiting) - held, "counts": dict(self.events.counts)}
+                "waiting": len(runner.waiting.entries) - held, "counts": dict(self.events.counts)}
 
 
 class ControlProtocol(asyncio.Protocol):

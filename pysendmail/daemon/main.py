@@ -120,7 +120,7 @@ def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, use
     reports = Reports(config, queue, time.time, router.qualify("postmaster"))
     runner = Runner(loop, config, queue, expander, local, reports, events, time.time, random.random)
     ids = queue_id.Ids(WRITER, time.time, queue.taken_ids())
-    intake = Intake(paths, queue, ids, users, config, router, events, time.time, runner.is_full)
+    intake = Intake(paths, queue, ids, users, config, router, events, time.time, runner.shares.is_used_up)
     return runner, intake, local
 
 

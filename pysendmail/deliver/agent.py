@@ -20,7 +20,7 @@ from ..mail import headers, trace
 from ..mail.outcome import Outcome, deferred, failed
 from ..mail.target import CHANGED, MAILBOX, Target
 from ..route import values
-from ..route.aliases import Aliases, Entry
+from ..route.aliases import Aliases, Broken
 from ..users import User
 from . import command, forward, maildir, mbox
 from .parcel import Parcel
@@ -198,13 +198,10 @@ class Agent:
         if self._aliases is None:
             self._aliases = Aliases(settings.aliases, settings.own_domains.__contains__)
         self._aliases.refresh()
-        entry = self._aliases.lookup(target.source)
-        if isinstance(entry, Entry) and self._aliases.danger(entry.file):
-            return deferred("4.3.5", f"{entry.place} not used: {self._aliases.danger(entry.file)}")
-        for value in entry.values if isinstance(entry, Entry) else ():
-            if value.kind in (values.COMMAND, values.FILE) and value.digest == target.digest:
-                return value
-        return deferred(CHANGED, f"alias {target.source} has changed: {target.words}")
+        found = self._aliases.find(target.source, target.digest)
+        if isinstance(found, Broken):
+            return deferred(CHANGED, found.reason)
+        return found
 
     def _command(self, job: Job, line: bytes) -> Outcome:
         request, user = job.request, self._user
