@@ -52,7 +52,8 @@ def as_nobody(code: str, argv: list[str]) -> int:
     try:
         shutil.copytree(f"{code}/pysendmail", f"{copy}/pysendmail", ignore=shutil.ignore_patterns("__pycache__"))
         os.chmod(copy, 0o755)  # noqa: S103 - it holds nothing but the program
-        again = f"import sys; sys.path.insert(0, {copy!r}); from pysendmail.cli.demo import main; sys.exit(main({argv!r}))"
+        again = (f"import sys; sys.path.insert(0, {copy!r}); from pysendmail.cli.demo import main; "
+                 f"sys.exit(main({argv!r}))")
         nobody = pwd.getpwnam("nobody")
         return subprocess.run([sys.executable, "-I", "-B", "-c", again], check=False, cwd="/", user=nobody.pw_uid,
                               group=nobody.pw_gid, extra_groups=[], env={"PATH": "/usr/bin:/bin"}).returncode

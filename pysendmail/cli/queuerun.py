@@ -28,7 +28,7 @@ def selection(options: list[str]) -> dict[str, object]:
                 turned.add(key)
         elif option.startswith("!") or body[:1] in ("G", "L", "Q"):
             raise ValueError(f"cannot select by -q{option}")
-    return {**chosen, "not": sorted(turned)}
+    return {**chosen, "not": sorted(turned)} if turned else dict(chosen)
 
 
 def main(args: list[str], paths: Paths) -> int:
