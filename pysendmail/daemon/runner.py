@@ -48,6 +48,7 @@ class Runner:
         self.shares = Shares(config.limits.submissions, config.limits.submission_space)
         self._intake: Intake | None = None  # set by attach: it asks us about shares
         self._recovering: Iterator[Message] = iter(())
+        self._found: set[str] = set()  # what was in the queue at the start, and was not damaged
         self._crashes: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._is_taking = False
@@ -65,6 +66,7 @@ class Runner:
         for entry in self.queue.entries():
             self.waiting.put(entry, schedule.sane_due(entry.due, now, self._settings))
             self.shares.add(entry.uid, 0)
+            self._found.add(entry.id)
         self._recovering = intake.recover()
         self._loop.call_soon(self.take_in)
         self._loop.call_later(SCAN_EVERY, self._scan)
@@ -171,7 +173,17 @@ class Runner:
         self.take_in()
 
     def is_known(self, queue_id: str) -> bool:
-        return queue_id in self.active or queue_id in self.waiting
+        """Whether a report is in the queue, whole, or has been since the start. A crash may have left a torn one there,
+        which does not count. Raises OSError."""
+        entry = self.waiting.entries.get(queue_id)
+        if entry is None:
+            return queue_id in self.active or queue_id in self._found
+        try:
+            self.queue.load(entry)
+        except Broken as problem:
+            self._set_aside(entry, str(problem))
+            return False
+        return True
 
     # ---- the end of a pass
 
@@ -230,10 +242,16 @@ class Runner:
                 self.queue.reschedule(message, due, message.state.attempts + 1, "")
                 self.waiting.put(message.entry, due)
         except OSError as trouble:
-            self.events.trouble(f"{message.id}: {trouble.strerror}; it stays where it is until the next start")
+            self.events.trouble(f"{message.id}: {trouble.strerror}")
+            if message.is_given_up and self._intake is not None:
+                self._intake.put_back(message.source)
+                self.shares.remove(message.entry.uid, message.length)
+            else:
+                self.waiting.put(message.entry, self._clock() + self._settings.retry_first)
 
     def _set_aside(self, entry: Entry, why: str) -> None:
         self.waiting.remove(entry.id)
+        self._found.discard(entry.id)
         self.shares.remove(entry.uid, 0)
         self.events.trouble(f"{entry.id}: moved to queue/bad: {why}")
         try:

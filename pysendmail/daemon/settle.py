@@ -103,7 +103,8 @@ class Settlement:
         if p.hold:
             p.note(Event("held", now, {"why": p.hold}))
         self._queue.secure(message)
-        passes.flush(p)
+        # A report may be gone before our line that it was queued is on the disk: without it there would be another.
+        passes.flush(p, sync=any(event.verb == "reported" for event in p.events))
         if p.is_busy:
             due = now + BUSY_AGAIN
         else:

@@ -17,7 +17,6 @@ from unittest import mock
 from pysendmail.config import Config
 from pysendmail.daemon import intake as intake_module
 from pysendmail.daemon import report as report_module
-from pysendmail.daemon import runner as runner_module
 from pysendmail.daemon.agents import Job
 from pysendmail.daemon.intake import Intake
 from pysendmail.daemon.report import Reports
@@ -42,7 +41,7 @@ USERS = {name: User(name, uid, uid, f"/home/{name}", "/bin/sh") for name, uid in
 STEPS = 50_000  # of the loop, before a queue counts as one that never comes to rest
 WITHIN = 6 * 86400.0  # seconds of the host's own time
 
-_MODULES = (durable, queue, dropbox, intake_module, report_module, runner_module, agent, locks, maildir, mbox, mbox_open,
+_MODULES = (durable, queue, dropbox, intake_module, report_module, agent, locks, maildir, mbox, mbox_open,
             mboxrd, parcel)
 
 
@@ -51,22 +50,36 @@ class Loop:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._calls: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._calls: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
 
     def time(self) -> float:
         return self._model.now
 
-    def call_soon(self, call: Callable[..., object], *args: Any) -> None:
-        self.call_later(0.0, call, *args)
+    def call_soon(self, call: Callable[..., object], *args: Any) -> "Timer":
+        return self.call_later(0.0, call, *args)
 
-    def call_later(self, delay: float, call: Callable[..., object], *args: Any) -> None:
-        heappush(self._calls, (self._model.now + max(0.0, delay), next(self._numbers), call, args))
+    def call_later(self, delay: float, call: Callable[..., object], *args: Any) -> "Timer":
+        timer = Timer(lambda: call(*args))
+        heappush(self._calls, (self._model.now + max(0.0, delay), next(self._numbers), timer))
+        return timer
 
     def step(self) -> None:
-        at, _, call, args = heappop(self._calls)
-        self._model.now = max(self._model.now, at)
-        call(*args)
+        at, _, timer = heappop(self._calls)
+        if not timer.is_cancelled:
+            self._model.now = max(self._model.now, at)
+            timer.call()
+
+
+@dataclass
+class Timer:
+    """What call_later gives back."""
+
+    call: Callable[[], object]
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
 
 
 class Agents:
