@@ -249,10 +249,8 @@ class Client:
         if self._transaction and reply.code != 421:
             self._transaction.is_answered = True
         try:
-            if stage is Stage.IDLE:
-                self._take_unasked(reply)
-            elif stage is Stage.CONTENT:
-                self._take_early(reply)
+            if stage in (Stage.IDLE, Stage.CONTENT):
+                self._take_unawaited(stage, reply)
             else:
                 self._take_awaited(self._awaited.popleft(), reply)
         except RemoteError as error:
@@ -266,17 +264,12 @@ class Client:
             self._fail(refusal(step.stage, reply))
         self._send_next()
 
-    def _take_unasked(self, reply: Reply) -> None:
-        if reply.code != 421:
-            raise RemoteError(f"a reply that nobody asked for: {reply.words}")
-        self._fail(refusal(Stage.IDLE, reply))
-
-    def _take_early(self, reply: Reply) -> None:
-        """A reply while the message is being sent. Whoever sends that has stopped reading: the session is over."""
-        if reply.kind in (4, 5):
-            self._fail(refusal(Stage.CONTENT, reply))
+    def _take_unawaited(self, stage: Stage, reply: Reply) -> None:
+        """A reply between messages, or while one is being sent: whoever sends that has stopped listening."""
+        if reply.kind in ((4, 5) if stage is Stage.CONTENT else (4,)):
+            self._fail(refusal(stage, reply))
         else:
-            raise RemoteError(f"{reply.words}, before the message was complete")
+            raise RemoteError(f"a reply that nothing asked for: {reply.words}")
 
     def _command(self, step: Step, line: bytes) -> None:
         """Send a command. Raises RemoteError if something is there already that could pass for its reply."""

@@ -144,6 +144,21 @@ def parse_rcpt(argument: str, extensions: frozenset[str], *, smtputf8: bool = Fa
     return address, RcptParameters(notify, given.get("ORCPT", ""))
 
 
+def parse_xclient(argument: str, names: tuple[str, ...]) -> dict[str, str]:
+    """{NAME: value} of XCLIENT, decoded; "" where the proxy does not know. Raises BadSyntax."""
+    given: dict[str, str] = {}
+    for word in _words(argument):
+        name, _, value = word.partition("=")
+        name = name.upper()
+        if name not in names or name in given or not value or not _is_printable_xtext(value):
+            raise BadSyntax("not an attribute of XCLIENT")
+        value = from_xtext(value)
+        given[name] = "" if value.upper() in ("[UNAVAILABLE]", "[TEMPUNAVAIL]") else value
+    if not given:
+        raise BadSyntax("XCLIENT needs attributes")
+    return given
+
+
 def _parse_path(argument: str, keyword: str, status: str) -> tuple[str, list[str]]:
     """The address after `keyword` and the words behind it. `status`: for an address that is none."""
     if argument[:len(keyword)].upper() != keyword:

@@ -139,16 +139,37 @@ def decode(text: bytes) -> bytes:
     return binascii.a2b_base64(text, strict_mode=True) if text else b""
 
 
-def read_plain(response: bytes) -> tuple[str, str, str]:
-    """(authorization identity, user, password) of a PLAIN response. Raises ValueError."""
+class Exchange:
+    """A login as a server sees it: PLAIN or LOGIN. Complete when `prompt` is None."""
+
+    __slots__ = ("identity", "mechanism", "password", "prompt", "user")
+
+    def __init__(self, mechanism: str) -> None:
+        self.mechanism = mechanism
+        self.prompt: bytes | None = b"" if mechanism == "PLAIN" else PROMPTS[0]
+        self.identity = self.user = self.password = ""
+
+    def take(self, response: bytes) -> None:
+        """The client's response to the prompt. Raises ValueError for what is none."""
+        if self.mechanism == "PLAIN":
+            self.identity, self.user, self.password = _read_plain(response)
+            self.prompt = None
+        elif self.prompt == PROMPTS[0]:
+            self.user, self.prompt = _read_name(response), PROMPTS[1]
+        else:
+            self.password, self.prompt = _read_name(response), None
+
+
+def _read_plain(response: bytes) -> tuple[str, str, str]:
+    """(authorization identity, user, password)."""
     parts = response.split(b"\0")
     if len(parts) != 3:
         raise ValueError("PLAIN has three parts")
-    return read_name(parts[0]), read_name(parts[1]), read_name(parts[2])
+    return _read_name(parts[0]), _read_name(parts[1]), _read_name(parts[2])
 
 
-def read_name(value: bytes) -> str:
-    """A name or a password from the wire. Raises ValueError for what is too long, no UTF-8 or holds a NUL."""
+def _read_name(value: bytes) -> str:
+    """A name or a password: UTF-8, bounded, without NUL."""
     if len(value) > MAX_CREDENTIAL or b"\0" in value:
         raise ValueError("not a name or password")
     return value.decode("utf-8")

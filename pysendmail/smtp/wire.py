@@ -66,10 +66,6 @@ class LineReader:
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
-    def set_limit(self, limit: int) -> None:
-        """Another limit from the next line on: an AUTH exchange has longer lines than commands have."""
-        self._limit = limit
-
     def next_line(self) -> bytes | None:
         """The next line without its LF (a CR in front of that is still there), None if it is not complete.
 

@@ -50,20 +50,32 @@ def test_a_challenge_too_many(name: str, challenges: int) -> None:
     (b"admin\0us\xc3\xa9r\0", ("admin", "us\u00e9r", "")),
 ])
 def test_plain_is_read(response: bytes, read: tuple[str, str, str]) -> None:
-    assert sasl.read_plain(response) == read
+    exchange = sasl.Exchange("PLAIN")
+    assert exchange.prompt == b""
+    exchange.take(response)
+    assert (exchange.prompt, exchange.identity, exchange.user, exchange.password) == (None, *read)
 
 
 @pytest.mark.parametrize("response", [
     b"", b"user", b"\0user", b"\0a\0b\0c", b"\0\xff\0x", b"\0u\0\xff", b"\0" + b"u" * 1025 + b"\0p"])
 def test_what_is_no_plain(response: bytes) -> None:
     with pytest.raises(ValueError):
-        sasl.read_plain(response)
+        sasl.Exchange("PLAIN").take(response)
+
+
+def test_login_asks_twice() -> None:
+    exchange = sasl.Exchange("LOGIN")
+    assert exchange.prompt == b"Username:"
+    exchange.take(b"user")
+    assert exchange.prompt == b"Password:"
+    exchange.take(b"secret")
+    assert (exchange.prompt, exchange.identity, exchange.user, exchange.password) == (None, "", "user", "secret")
 
 
 @pytest.mark.parametrize("value", [b"a\0b", b"\xff", b"x" * 1025])
 def test_what_is_no_name(value: bytes) -> None:
     with pytest.raises(ValueError):
-        sasl.read_name(value)
+        sasl.Exchange("LOGIN").take(value)
 
 
 @pytest.mark.parametrize(("text", "data"), [(b"", b""), (b"YQ==", b"a"), (b"AGEAYg==", b"\0a\0b")])
