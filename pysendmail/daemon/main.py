@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..config import Config
-from ..deliver import request
+from ..deliver import identity, request
 from ..events import Events, Log
 from ..paths import Paths
 from ..route.aliases import Aliases
@@ -52,6 +52,7 @@ class Sockets:
 
 def run(paths: Paths, config: Config, users: Users, log: Log, sockets: Sockets) -> int:
     """The whole life of a runner; its exit code."""
+    identity.take_errors_for_signals()  # else whoever hangs up on us ends the service (CVE-2025-62875)
     events = Events(log)
     prepare(paths)
     lock = FileLock(paths.lock)

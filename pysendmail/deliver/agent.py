@@ -22,7 +22,7 @@ from ..mail.target import CHANGED, MAILBOX, Target
 from ..route import values
 from ..route.aliases import Aliases, Broken
 from ..users import User
-from . import command, forward, maildir, mbox
+from . import command, forward, identity, maildir, mbox
 from .parcel import Parcel
 from .request import MAX_PACKET, Reply, Request
 
@@ -66,6 +66,7 @@ class Job:
 
 def serve(channel: socket.socket, user: User, settings: Settings) -> None:
     """Deliver until the runner closes the channel. Whatever goes wrong with one request is that request's outcome."""
+    identity.take_errors_for_signals()
     agent = Agent(user, settings)
     channel.setblocking(False)
     while True:

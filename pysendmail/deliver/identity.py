@@ -50,6 +50,13 @@ def clean(keep: set[int]) -> None:
     os.chdir("/")
 
 
+def take_errors_for_signals() -> None:
+    """For processes of our own code: writing to somebody who has gone, or beyond RLIMIT_FSIZE, is an OSError to deal with
+    and not the end. What runs commands calls `clean` again, so that those get the signals they expect."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def become(user: User, *, saved_group: int | None = None) -> None:
     """Take on a user's groups, gid and uid, irrevocably; then read it all back. Raises NotBecome or OSError.
 
