@@ -25,6 +25,7 @@ from pysendmail.cli.sendmail import main
 from pysendmail.paths import Paths
 main(sys.argv, Paths({root!r}))
 """
+NOBODY = 65534  # uid and gid of nobody and nogroup in Debian
 WITHIN = 30.0  # seconds for anything that the demo waits for
 ALIASES = "# aliases(5) of the demo\npostmaster: root\nroot: you\nteam: you, colleague\n"
 MESSAGE = "From: you\nTo: {to}\nSubject: {subject}\n\n{text}\n"
@@ -54,9 +55,8 @@ def as_nobody(code: str, argv: list[str]) -> int:
         os.chmod(copy, 0o755)  # noqa: S103 - it holds nothing but the program
         again = (f"import sys; sys.path.insert(0, {copy!r}); from pysendmail.cli.demo import main; "
                  f"sys.exit(main({argv!r}))")
-        nobody = pwd.getpwnam("nobody")
-        return subprocess.run([sys.executable, "-I", "-B", "-c", again], check=False, cwd="/", user=nobody.pw_uid,
-                              group=nobody.pw_gid, extra_groups=[], env={"PATH": "/usr/bin:/bin"}).returncode
+        return subprocess.run([sys.executable, "-I", "-B", "-c", again], check=False, cwd="/", user=NOBODY,
+                              group=NOBODY, extra_groups=[], env={"PATH": "/usr/bin:/bin"}).returncode
     finally:
         shutil.rmtree(copy)
 

@@ -15,29 +15,25 @@ in intake/, and it is tried again.
 What a submitter left in drop/tmp, because it was killed, goes after ABANDONED: nobody was ever told that it is safe.
 """
 
-import codecs
 import errno
 import os
 import stat
-import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from ..config import Config
 from ..events import Events
-from ..mail import completion, headers, submission, trace
-from ..mail.envelope import Envelope, Origin
+from ..mail import completion
 from ..paths import Paths
 from ..route.router import Router
 from ..spool import durable, queue_id, record
-from ..spool.queue import CHUNK, Message, Queue
+from ..spool.queue import Message, Queue
 from ..users import Users
+from .copier import Copier, Refused, Submitter
 
 NAME_LENGTH = 32  # hex digits of a drop file's name
-WHOLE = 1024 * 1024  # bytes: a message up to this size is handled in memory at once
 UNFIT_GRACE = 600.0  # seconds that a file with two links, or one we may not read, may wait before it goes to quarantine
 AGAIN = 10.0  # seconds before a file that could not be taken in, through no fault of its own, is tried again
 PAUSE = 5.0  # seconds without taking anything in, when the system has run out of something
@@ -53,30 +49,15 @@ _HEX = frozenset("0123456789abcdef")
 _RUN_OUT = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
-@dataclass(frozen=True, slots=True)
-class Submitter:
-    """Who owns a drop file. login: for addresses; full_name: of the account, "" if it has none."""
-
-    uid: int
-    login: str
-    full_name: str
-
-
-class Refused(Exception):
-    """The file is not a submission: quarantine. The text says why."""
-
-
 class Intake:
     """The one task that makes names in queue/. is_full(uid): whether this user's share of the queue is used up."""
 
     def __init__(self, paths: Paths, queue: Queue, ids: queue_id.Ids, users: Users, config: Config, router: Router,
                  events: Events, clock: Callable[[], float], is_full: Callable[[int], bool]) -> None:
         self._paths = paths
-        self._queue = queue
+        self._copier = Copier(queue, config, router, events)
         self._ids = ids
         self._users = users
-        self._config = config
-        self._router = router
         self._events = events
         self._clock = clock
         self._is_full = is_full
@@ -306,7 +287,7 @@ class Intake:
         try:
             self._check(seen)
             submitter = self._submitter(uid)
-            return self._copy(fd, found, name, seen, submitter)
+            return self._copier.copy(fd, found, name, seen, submitter, self._clock())
         except (Refused, record.Damaged, ValueError) as problem:
             self._set_aside(name, uid, str(problem))
         except OSError as trouble:  # LookupTrouble too
@@ -336,66 +317,6 @@ class Intake:
             return Submitter(uid, f"uid{uid}", "")
         return Submitter(uid, user.name, completion.name_of_gecos(user.gecos, user.name))
 
-    def _copy(self, fd: int, found: str, name: str, seen: os.stat_result, submitter: Submitter) -> Message:
-        """The copy follows from the file alone: made again after a crash it has the same bytes, which shows a mailbox
-        that it has them already. It was received when its submitter wrote it, unless he says that this is yet to come."""
-        size, received_at = seen.st_size, min(max(0.0, seen.st_mtime), self._clock())
-        start = os.pread(fd, min(size, WHOLE), 0)
-        offset, length, checksum = record.read_first(start[:record.FIRST_LENGTH])
-        if length != size or offset > len(start):
-            raise record.Damaged(f"{size} bytes instead of {length}")
-        asked = submission.read(record.fields(start[record.FIRST_LENGTH:offset]))
-        is_too_large = size > self._config.limits.message_size
-        if is_too_large:  # its sender is told, with its header; nobody reads a sparse file of a terabyte for that
-            is_ascii, is_utf8 = _kind(start[offset:])
-        elif size > len(start):
-            is_ascii, is_utf8 = _survey(fd, offset, length, checksum)
-        else:
-            if record.crc(start[record.FIRST_LENGTH:]) != checksum:
-                raise record.Damaged("checksum does not match")
-            is_ascii, is_utf8 = _kind(start[offset:])
-        origin = Origin("command", submitter.uid, submitter.login, protocol=asked.protocol)
-        envelope = submission.envelope(asked, found, origin, received_at, self._router.qualify)
-        head, body_at, hops = self._head(start[offset:], asked, envelope, submitter, is_ascii, is_utf8)
-        envelope = replace(envelope, refusal=self._refusal(hops, size))
-        body = start[offset + body_at:]
-        content: Iterable[bytes] = [head + body]
-        if size > len(start) and not is_too_large:
-            content = _stream(fd, head + body, len(start), length, record.crc(start[record.FIRST_LENGTH:]), checksum)
-        message = self._queue.adopt(envelope, content, name)
-        self._events.accepted(found, envelope.sender, size - offset, len(envelope.recipients),
-                              completion.identity(head).message_id, f"{submitter.login}@localhost", body=envelope.body,
-                              protocol=asked.protocol)
-        return message
-
-    def _head(self, start: bytes, asked: submission.Submission, envelope: Envelope, submitter: Submitter,
-              is_ascii: bool, is_utf8: bool) -> tuple[bytes, int, int]:
-        """(our Received line, the completed header and its blank line; where the body is in `start`; hops so far)."""
-        fields, header_end, body_at = headers.scan(start)
-        if headers.is_cut(start, fields, body_at):
-            # bin/sendmail refuses such a header; what stands behind the limit would go out unseen, a Bcc for one.
-            raise Refused(f"header is longer than {headers.MAX_HEADER} bytes or {headers.MAX_LINES} lines")
-        now = envelope.received_at
-        offset = time.localtime(now).tm_gmtoff
-        facts = completion.Facts(
-            envelope.id, envelope.sender, self._config.domain, self._config.hostname, now, offset,
-            asked.full_name or submitter.full_name, asked.is_gateway)
-        head = completion.complete(start[:header_end], facts)
-        if not asked.is_gateway and not is_ascii:
-            head += completion.mime_label(head, has_8bit=True, is_utf8=is_utf8)
-        hops = asked.hops + trace.hops(fields)
-        return trace.received(envelope, self._config.hostname, offset) + head + b"\n", body_at, hops
-
-    def _refusal(self, hops: int, size: int) -> str:
-        """Why every recipient of a message fails, "" = none does: it reached us, so its sender gets a report and not
-        silence. It stands in the queue file, so that no crash turns a refused message into one that is delivered."""
-        limits = self._config.limits
-        if size > limits.message_size:
-            return f"5.3.4 message is larger than {limits.message_size} bytes"
-        if hops > limits.hops:
-            return f"5.4.6 too many hops: more than {limits.hops}, this message goes in circles"
-        return ""
-
     def _set_aside(self, name: str, uid: int, reason: str) -> None:
         """To quarantine/, never deleted: the file may be somebody's mail."""
         self._events.refused(f"drop file of uid {uid} (now quarantine/{name})", reason)
@@ -415,50 +336,3 @@ class Intake:
 
 def _is_drop_name(name: str) -> bool:
     return len(name) == NAME_LENGTH and not set(name) - _HEX
-
-
-def _kind(body: bytes) -> tuple[bool, bool]:
-    """(all ASCII, all UTF-8)."""
-    if body.isascii():
-        return True, True
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError:
-        return False, False
-    return False, True
-
-
-def _survey(fd: int, offset: int, length: int, checksum: int) -> tuple[bool, bool]:
-    """As _kind, for a message too large to hold; checks length and checksum on the way. Raises Damaged."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    is_ascii, is_utf8, at, found = True, True, record.FIRST_LENGTH, 0
-    while at < length:
-        chunk = os.pread(fd, min(CHUNK, length - at), at)
-        if not chunk:
-            raise record.Damaged("file became shorter")
-        found = record.crc(chunk, found)
-        text = chunk[max(0, offset - at):]
-        is_ascii = is_ascii and text.isascii()
-        if is_utf8 and not is_ascii:
-            try:
-                decoder.decode(text)
-            except UnicodeDecodeError:
-                is_utf8 = False
-        at += len(chunk)
-    if found != checksum:
-        raise record.Damaged("checksum does not match")
-    return is_ascii, is_utf8
-
-
-def _stream(fd: int, first: bytes, at: int, length: int, found: int, checksum: int) -> Iterator[bytes]:
-    """`first`, then the file from `at` on. Raises Damaged when the file has changed since it was surveyed."""
-    yield first
-    while at < length:
-        chunk = os.pread(fd, min(CHUNK, length - at), at)
-        if not chunk:
-            raise record.Damaged("file became shorter")
-        found = record.crc(chunk, found)
-        at += len(chunk)
-        yield chunk
-    if found != checksum:
-        raise record.Damaged("file was changed while it was copied")

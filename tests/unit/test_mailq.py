@@ -177,9 +177,9 @@ def test_monitors_count_right(paths: Paths, out: Any, number: int) -> None:
 @pytest.mark.parametrize(("args", "wanted"), [
     ([], {}), (["-v"], {}), (["-bp"], {}), (["-q"], {}), (["-q30m"], {}), (["-vi"], {}),
     (["-oQ/tmp/x", "-O", "Queue=x"], {}), (["-C", "-qIabc"], {"id": ["abc"]}),
-    (["-qRexample.org"], {"recipient": "example.org"}),
-    (["-qSbob", "-qRcarol"], {"sender": "bob", "recipient": "carol"}),
-    (["-q!Sbob"], {"sender": "bob", "not": ["sender"]}),
+    (["-qRexample.org"], {"recipient": ["example.org"]}),
+    (["-qSbob", "-qRcarol"], {"sender": ["bob"], "recipient": ["carol"]}),
+    (["-q!Sbob"], {"sender": ["bob"], "not": ["sender"]}),
     (["-qQ"], {"held": True}), (["-q!Q"], {"held": False}), (["alice", "-f", "-qIx"], {}), (["--", "-qIx"], {}),
     (["-d", "-qIabc"], {"id": ["abc"]}), (["-d8.20", "-X", "/tmp/log", "-qIabc"], {"id": ["abc"]}),
 ])
