@@ -1,0 +1,240 @@
+"""What goes between the runner and a relay process: one JSON object a packet, over SOCK_SEQPACKET.
+
+runner -> relay   {"s": [SHIPMENT, ...]} + one read-only descriptor of a queue file for each, in the same order
+                  {"forget": true}             try everything again, whatever was found out about hosts
+relay -> runner   {"a": [ANSWER, ...]}
+
+A shipment is one message for recipients at one destination: one transaction, if all goes well. Shipments that are there
+at the same moment share a packet, since a packet costs as much as a small message. The relay knows nothing else of the
+queue: it gets an open file and an envelope, and says what became of each recipient.
+
+Neither end believes the other: sizes are capped, types are checked, and what does not fit raises ValueError.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ..mail.envelope import NOTIFY, Recipient
+from ..mail.outcome import Outcome, one_line
+
+MAX_PACKET = 128 * 1024  # bytes; what a socket takes in one piece with the kernel's default buffer
+MAX_BATCH = 32  # shipments in one packet
+MAX_RECIPIENTS = 100  # of one shipment: what every host takes in one transaction (RFC 5321 section 4.5.3.1.8)
+MAX_ADDRESSES = 48 * 1024  # bytes that the recipients of one shipment take in a packet
+MAX_CUT = 80  # characters that are left of each text of an answer that fits into no packet
+MAX_HOSTS = 32  # named for one destination
+MAX_NOTES = 5
+MAX_WIDTH = 1000
+
+# How the destination itself fared, for whoever plans its next deliveries.
+FINE, ROUGH, DOWN, LOGIN = "", "rough", "down", "login"
+STATES = frozenset((FINE, ROUGH, DOWN, LOGIN))
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _decode(packet: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(packet)
+    except RecursionError as problem:
+        raise ValueError("nested too deeply") from problem
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def groups(recipients: Sequence[Recipient]) -> list[tuple[Recipient, ...]]:
+    """Recipients at one destination, divided into as few shipments as there must be."""
+    found: list[list[Recipient]] = [[]]
+    size = 0
+    for recipient in recipients:
+        length = len(json.dumps(_recipient(recipient)))
+        if found[-1] and (len(found[-1]) >= MAX_RECIPIENTS or size + length > MAX_ADDRESSES):
+            found.append([])
+            size = 0
+        found[-1].append(recipient)
+        size += length
+    return [tuple(group) for group in found if group]
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """One message for recipients at one destination.
+
+    n: chosen by the runner, comes back in the Answer. offset, length: of the text in the file, bytes. recipients: one
+    of groups(). smtputf8, ret, envid: as the envelope has them. domain: of the recipients. hosts: as route.router.Hop
+    has them. width: how many connections this destination may have, all its shipments together; the newest word
+    counts.
+    """
+
+    n: int
+    queue_id: str
+    offset: int
+    length: int
+    sender: str
+    recipients: tuple[Recipient, ...]
+    domain: str
+    hosts: tuple[str, ...] = ()
+    smtputf8: bool = False
+    ret: str = ""
+    envid: str = ""
+    width: int = 1
+
+    @property
+    def destination(self) -> str:
+        """What connections are kept by; the same as Hop.destination."""
+        return ",".join(self.hosts) or self.domain
+
+    def to_json(self, width: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"n": self.n, "id": self.queue_id, "at": self.offset, "to": self.length,
+                                 "from": self.sender, "rcpt": [_recipient(one) for one in self.recipients],
+                                 "domain": self.domain, "width": width}
+        if self.hosts:
+            found["hosts"] = self.hosts
+        if self.smtputf8:
+            found["utf8"] = True
+        if self.ret:
+            found["ret"] = self.ret
+        if self.envid:
+            found["envid"] = self.envid
+        return found
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The reverse of to_json. Raises ValueError."""
+        if not isinstance(value, dict):
+            raise ValueError("not a shipment")
+        get = value.get
+        n, offset, length, width = (_number(get(name)) for name in ("n", "at", "to", "width"))
+        texts = [get("id"), get("from"), get("domain"), get("ret", ""), get("envid", "")]
+        hosts, recipients = get("hosts", []), get("rcpt")
+        if not (all(isinstance(text, str) for text in texts) and isinstance(hosts, list) and len(hosts) <= MAX_HOSTS
+                and all(isinstance(host, str) for host in hosts) and isinstance(recipients, list)
+                and 0 < len(recipients) <= MAX_RECIPIENTS and offset <= length and 0 < width <= MAX_WIDTH
+                and texts[0].isalnum()):
+            raise ValueError("not a shipment")
+        return cls(n, texts[0], offset, length, texts[1], tuple(map(_read_recipient, recipients)), texts[2],
+                   tuple(hosts), get("utf8") is True, texts[3], texts[4], width)
+
+
+def _recipient(recipient: Recipient) -> list[str]:
+    if not recipient.notify and not recipient.orcpt:
+        return [recipient.address]
+    return [recipient.address, ",".join(recipient.notify), recipient.orcpt]
+
+
+def _read_recipient(value: Any) -> Recipient:
+    if not isinstance(value, list) or len(value) not in (1, 3) or not all(isinstance(text, str) for text in value):
+        raise ValueError("not a recipient")
+    if len(value) == 1:
+        return Recipient(value[0])
+    notify = frozenset(value[1].split(",")) if value[1] else frozenset()
+    if notify - NOTIFY:
+        raise ValueError("not a recipient")
+    return Recipient(value[0], notify, value[2])
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+        raise ValueError("not a number")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of shipment n.
+
+    outcomes: one for each recipient, in their order. relay: the host that spoke last, "name [address]", for the log.
+    state: how the destination fared: FINE (it took the message, or said what it has against it), ROUGH (the
+    conversation broke), DOWN (there was none: no connection, no greeting, no DNS), LOGIN (it does not let us in).
+    dsn_is_passed: who was told "delivered" will be told the rest by that host; False = it does not know that anybody
+    wants to hear, so that success has to be reported as "relayed" from here (RFC 3461 section 5.2.2). is_tried: a
+    host was asked; False = it was put off unseen. notes: lines for the log.
+    """
+
+    n: int
+    outcomes: tuple[Outcome, ...]
+    relay: str = ""
+    state: str = FINE
+    dsn_is_passed: bool = False
+    is_tried: bool = True
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        outcomes = [outcome.to_json() for outcome in self.outcomes]
+        if len(outcomes) > 1 and all(outcome == outcomes[0] for outcome in outcomes):
+            outcomes = outcomes[:1]
+        found: dict[str, Any] = {"n": self.n, "o": outcomes, "count": len(self.outcomes)}
+        if self.relay:
+            found["relay"] = self.relay
+        if self.state:
+            found["state"] = self.state
+        if self.dsn_is_passed:
+            found["dsn"] = True
+        if not self.is_tried:
+            found["unseen"] = True
+        if self.notes:
+            found["notes"] = [one_line(note) for note in self.notes[:MAX_NOTES]]
+        return found
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The reverse of to_json. Raises ValueError."""
+        if not isinstance(value, dict):
+            raise ValueError("not an answer")
+        get = value.get
+        count, outcomes, notes, relay = _number(get("count")), get("o"), get("notes", []), get("relay", "")
+        if not (isinstance(outcomes, list) and 0 < count <= MAX_RECIPIENTS and len(outcomes) in (1, count)
+                and isinstance(notes, list) and all(isinstance(note, str) for note in notes)
+                and isinstance(relay, str) and get("state", FINE) in STATES):
+            raise ValueError("not an answer")
+        found = tuple(map(Outcome.from_json, outcomes))
+        return cls(_number(get("n")), found if len(found) == count else found * count, one_line(relay, 255),
+                   get("state", FINE), get("dsn") is True, get("unseen") is not True,
+                   tuple(map(one_line, notes[:MAX_NOTES])))
+
+
+def shipments_packet(shipments: Iterable[tuple[Shipment, int]]) -> bytes:
+    """A packet of at most MAX_BATCH (shipment, width); it may be larger than MAX_PACKET, then send them one by one."""
+    return _encode({"s": [shipment.to_json(width) for shipment, width in shipments]})
+
+
+def forget_packet() -> bytes:
+    return _encode({"forget": True})
+
+
+def read_shipments(packet: bytes) -> list[Shipment] | None:
+    """The shipments of a packet; None: forget what was found out. Raises ValueError."""
+    value = _decode(packet)
+    if value.get("forget") is True:
+        return None
+    found = value.get("s")
+    if not isinstance(found, list) or not 0 < len(found) <= MAX_BATCH:
+        raise ValueError("not shipments")
+    return [Shipment.from_json(one) for one in found]
+
+
+def answer_packets(answers: Sequence[Answer]) -> list[bytes]:
+    """The answers in as few packets as they fit in."""
+    whole = _encode({"a": [answer.to_json() for answer in answers]})
+    if len(whole) <= MAX_PACKET:
+        return [whole]
+    if len(answers) > 1:
+        half = len(answers) // 2
+        return answer_packets(answers[:half]) + answer_packets(answers[half:])
+    value = answers[0].to_json()
+    value["o"] = [[status, one_line(reason, MAX_CUT), one_line(diagnostic, MAX_CUT), one_line(mta, MAX_CUT)]
+                  for status, reason, diagnostic, mta in value["o"]]
+    return [_encode({"a": [value]})]
+
+
+def read_answers(packet: bytes) -> list[Answer]:
+    """Raises ValueError."""
+    found = _decode(packet).get("a")
+    if not isinstance(found, list):
+        raise ValueError("not answers")
+    return [Answer.from_json(one) for one in found]

@@ -1,0 +1,74 @@
+"""TLS towards other hosts: which contexts there are, and what a finished handshake is worth.
+
+MAY: encrypt if the peer can, whoever it is; that protects from those who only listen, and a host with an expired
+certificate gets its mail. ENCRYPT: the same, or no mail. VERIFY: the certificate must be valid for the name that the
+settings give. Never less than TLS 1.2. RFC 8446, RFC 7435 (opportunistic security), RFC 6125 (names).
+"""
+
+import ssl
+from collections.abc import Callable
+from enum import Enum
+
+from ..mail.outcome import one_line
+
+
+class Policy(Enum):
+    """Values are those of the setting [relay] tls."""
+
+    MAY = "may"
+    ENCRYPT = "encrypt"
+    VERIFY = "verify"
+
+
+class Contexts:
+    """The contexts for all connections, each made when it is first needed (the system's certificates take 10 ms).
+
+    ca_file: whose certificates to believe, "" = the system's.
+    """
+
+    def __init__(self, ca_file: str) -> None:
+        self._ca_file = ca_file
+        self._made: dict[bool, ssl.SSLContext] = {}
+
+    def get(self, policy: Policy) -> ssl.SSLContext:
+        """Raises OSError: the certificates cannot be read."""
+        must_verify = policy is Policy.VERIFY
+        if must_verify not in self._made:
+            self._made[must_verify] = _verifying(self._ca_file) if must_verify else _trusting()
+        return self._made[must_verify]
+
+
+def _verifying(ca_file: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def words_of(trouble: Exception) -> str:
+    """What went wrong in a handshake, for people."""
+    if isinstance(trouble, ssl.SSLCertVerificationError):
+        return f"certificate is not accepted: {one_line(trouble.verify_message)}"
+    if isinstance(trouble, ssl.SSLError):
+        return one_line((trouble.reason or str(trouble)).replace("_", " ").lower()) or "handshake failed"
+    if isinstance(trouble, TimeoutError):
+        return "handshake took too long"
+    if isinstance(trouble, OSError) and trouble.strerror:
+        return trouble.strerror
+    return one_line(str(trouble)) or "handshake failed"
+
+
+def described(get_extra_info: Callable[[str], object]) -> str:
+    """Version and cipher of a transport, such as "TLSv1.3 TLS_AES_256_GCM_SHA384"; "" without TLS."""
+    found = get_extra_info("ssl_object")
+    if not isinstance(found, ssl.SSLObject):
+        return ""
+    cipher = found.cipher()
+    return f"{found.version() or 'TLS'} {cipher[0] if cipher else ''}".strip()
