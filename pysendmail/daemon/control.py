@@ -18,7 +18,8 @@ from ..config import Config
 from ..events import Events
 from ..paths import Paths
 from ..spool import listing, selection
-from ..spool.queue import Broken, Damaged
+from ..spool.queue import Broken
+from ..spool.record import Damaged
 from . import changes
 from .doors import Clients, peer_uid
 from .runner import Runner

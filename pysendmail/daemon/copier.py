@@ -19,7 +19,8 @@ from ..mail import completion, headers, submission, trace
 from ..mail.envelope import Envelope, Origin
 from ..route.router import Router
 from ..spool import record
-from ..spool.queue import CHUNK, Message, Queue
+from ..spool.queue import Message, Queue
+from ..spool.queue_file import CHUNK
 
 WHOLE = 1024 * 1024  # bytes: a message up to this size is handled in memory at once
 

@@ -25,7 +25,8 @@ from ..route.aliases import Aliases
 from ..route.expand import Expander, Limits
 from ..route.router import Router
 from ..spool import queue_id
-from ..spool.queue import Queue, needs_directory_sync, prepare
+from ..spool.queue import Queue, prepare
+from ..spool.queue_file import needs_directory_sync
 from ..users import Users
 from . import agents, doors
 from .control import ControlDoor

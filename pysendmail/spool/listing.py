@@ -11,7 +11,9 @@ from typing import Any
 
 from ..mail.outcome import Outcome
 from ..paths import Paths
-from .queue import Broken, Damaged, Entry, Message, Queue, read_envelope
+from .queue import Broken, Entry, Message, Queue
+from .queue_file import read_envelope
+from .record import Damaged
 
 Item = dict[str, Any]
 

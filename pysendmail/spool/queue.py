@@ -29,18 +29,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..mail.envelope import Envelope, from_fields, to_fields
+from ..mail.envelope import Envelope
 from ..mail.outcome import Outcome, failed
 from ..paths import Paths
-from . import durable, journal, queue_id, record
+from . import durable, journal, queue_id
+from .queue_file import read_envelope, write_message
 from .record import Damaged
 
 PLACES = ("new", "cur", "hold")
 DIRECTORIES = ("tmp", "new", "cur", "hold", "bad", "journal")
-CHUNK = 256 * 1024  # bytes read or written at once
 MAX_JOURNAL = 64 * 1024 * 1024  # bytes: more is damage
 FULL_JOURNAL = 16 * 1024 * 1024  # bytes: beyond this deferrals are left out, which only repeat what is in it already
-SYNCED_WITH_FILE = frozenset(("ext4", "xfs", "btrfs"))  # fsync of a file makes its newest name durable there
 
 _DIGITS = frozenset("0123456789")
 
@@ -350,76 +349,8 @@ def _new_entry(envelope: Envelope) -> Entry:
     return Entry(envelope.id, "new", envelope.id, int(envelope.received_at), 0, "", envelope.origin.uid)
 
 
-def write_message(fd: int, envelope: Envelope, content: Iterable[bytes]) -> tuple[int, int]:
-    """Write envelope block and content to an empty file: (offset of the content, length of the file)."""
-    block = record.field_lines(to_fields(envelope))
-    offset = record.FIRST_LENGTH + len(block)
-    if offset > record.MAX_BLOCK:
-        raise OSError(27, "too many recipients for one message")
-    chunks = iter(content)
-    first = next(chunks, b"")
-    second = next(chunks, None)
-    if second is None:  # all there: one write
-        length, checksum = offset + len(first), record.crc(first, record.crc(block))
-        durable.write_all(fd, record.first_line(offset, length, checksum) + block + first)
-        return offset, length
-    checksum = record.crc(second, record.crc(first, record.crc(block)))
-    length = offset + len(first) + len(second)
-    durable.write_all(fd, bytes(record.FIRST_LENGTH) + block + first + second)
-    for chunk in chunks:
-        durable.write_all(fd, chunk)
-        checksum = record.crc(chunk, checksum)
-        length += len(chunk)
-    durable.write_at(fd, record.first_line(offset, length, checksum), 0)
-    return offset, length
-
-
-def read_envelope(fd: int, found: str, *, verify: bool) -> tuple[Envelope, int, int]:
-    """(envelope, offset of the text, length of the file) of an open queue file. Raises Damaged or ValueError.
-
-    verify: check length and checksum of the whole file too.
-    """
-    start = os.pread(fd, 4096, 0)
-    offset, length, checksum = record.read_first(start[:record.FIRST_LENGTH])
-    block = start[record.FIRST_LENGTH:offset]
-    if len(start) < offset:
-        block = os.pread(fd, offset - record.FIRST_LENGTH, record.FIRST_LENGTH)
-    if verify and (os.fstat(fd).st_size != length or checksum_of(fd, length) != checksum):
-        raise Damaged("length or checksum does not match")
-    return from_fields(found, record.fields(block)), offset, length
-
-
-def checksum_of(fd: int, length: int) -> int:
-    """CRC-32 of a spool file after its first line."""
-    at, checksum = record.FIRST_LENGTH, 0
-    while at < length:
-        chunk = os.pread(fd, min(CHUNK, length - at), at)
-        if not chunk:
-            raise Damaged("file is shorter than it says")
-        checksum = record.crc(chunk, checksum)
-        at += len(chunk)
-    return checksum
-
-
-def needs_directory_sync(path: str) -> bool:
-    """Whether the file system below path is none where fsync of a file covers its name (mountinfo, proc(5))."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                fields, _, after = line.partition(" - ")
-                if fields.split(" ", 3)[2] == wanted:
-                    return after.split(" ", 1)[0] not in SYNCED_WITH_FILE
-    except OSError:
-        pass
-    return True
-
-
 def prepare(paths: Paths) -> None:
     """Make the queue's private directories where they are missing (a fresh private root; the package makes its own)."""
     for path in (*(f"{paths.queue}/{name}" for name in DIRECTORIES), paths.intake, paths.quarantine):
         os.makedirs(path, 0o700, exist_ok=True)
 
-
-__all__ = ["Broken", "Damaged", "Entry", "Message", "Queue", "needs_directory_sync", "prepare", "read_envelope"]
