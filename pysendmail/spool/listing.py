@@ -83,8 +83,9 @@ def _read(queue: Queue, entry: Entry, lifetime: int) -> Item | None:
 
 def _bare(queue_id: str, place: str, uid: int) -> Item:
     """The listing of something of which nothing is known yet."""
-    return {"id": queue_id, "where": place, "sender": "", "size": 0, "arrived": 0.0, "uid": uid, "user": "", "body": "",
-            "attempts": 0, "active": False, "next_try": None, "expires": None, "reason": "", "hold": "", "recipients": []}
+    return {"id": queue_id, "where": place, "sender": "", "size": 0, "arrived": 0.0, "uid": uid, "user": "",
+            "body": "", "attempts": 0, "active": False, "next_try": None, "expires": None, "reason": "", "hold": "",
+            "recipients": []}
 
 
 def peek(queue: Queue, entry: Entry) -> Message:
