@@ -131,9 +131,9 @@ class Debian:
         """systemd as pid 1, a loopback interface, and the end of whatever is left once `halt` is called."""
         log = (self.root.parent / f"{self.root.name}.console").open("wb")
         self._groups = own_groups(self.root.name)
-        words = ["setpriv", "--pdeathsig=KILL", "systemd-nspawn", "--quiet", "--register=no", "--console=read-only", "--private-network",
-                 "--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--hostname={HOST}",
-                 f"--machine=pysendmail-{os.getpid()}", "--boot", f"--directory={self.root}"]
+        words = ["setpriv", "--pdeathsig=KILL", "systemd-nspawn", "--quiet", "--register=no", "--console=read-only",
+                 "--private-network", "--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--hostname={HOST}",
+                 f"--machine=pysendmail-{os.getpid()}-{self.root.stat().st_ino}", "--boot", f"--directory={self.root}"]
         if not os.path.isdir("/run/systemd/system"):
             words.insert(3, "--keep-unit")  # nobody here who could make one
         # The caller may itself be in a sandbox that allows no further system call filter.
@@ -148,12 +148,12 @@ class Debian:
         assert self._nspawn is not None
         if self._nspawn.poll() is not None:
             raise AssertionError((self.root.parent / f"{self.root.name}.console").read_text("utf-8", "replace"))
-        if self._leader() == 0:
+        if self.leader() == 0:
             return False
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
         return state in (b"running", b"degraded")
 
-    def _leader(self) -> int:
+    def leader(self) -> int:
         """The pid, as seen from here, of the Debian's pid 1; 0 before there is one."""
         assert self._nspawn is not None
         pid = self._nspawn.pid
@@ -167,7 +167,7 @@ class Debian:
             timeout: float = COMMAND_TIME) -> Result:
         """Run a command in the booted Debian, as root or as a user."""
         home = f"/home/{user}" if user else "/root"
-        words = ["nsenter", f"--target={self._leader()}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root",
+        words = ["nsenter", f"--target={self.leader()}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root",
                  "--wd", "--", "env", "-i", f"PATH={PATH}", f"HOME={home}", f"USER={user or 'root'}", "LANG=C.UTF-8"]
         if user:
             words += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"]
@@ -188,7 +188,7 @@ class Debian:
         """The power switch."""
         if self._nspawn is None:
             return
-        leader = self._leader()
+        leader = self.leader()
         if leader:
             os.kill(leader, signal.SIGKILL)
         try:
