@@ -125,6 +125,7 @@ class Runner:
                     self.accept(message)
         finally:
             self._is_taking = False
+            self._set_timer()  # what was put off at once is among what waits
         if self._has_room() and (self._intake.has_more or self.waiting.has_ready):
             self._loop.call_soon(self.take_in)
 
@@ -138,9 +139,11 @@ class Runner:
             if entry is None:
                 break
             self._resume(entry)
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self.waiting.pause(now, SCAN_EVERY) + AT_ONCE, self.take_in)
+        self._timer = self._loop.call_later(self.waiting.pause(self._clock(), SCAN_EVERY) + AT_ONCE, self.take_in)
 
     def _resume(self, entry: Entry) -> None:
         """Work on a message from the queue again."""

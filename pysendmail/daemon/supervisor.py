@@ -24,7 +24,7 @@ from ..deliver import agent, identity, spawner
 from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
-from ..users import SystemUsers, User, Users
+from ..users import LookupTrouble, SystemUsers, User, Users
 from .service import Service
 
 RUNNER_USER = "_pysendmail"
@@ -285,7 +285,11 @@ def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log 
     users = users or SystemUsers(time.monotonic)
     who = None
     if os.geteuid() == 0:
-        who = users.lookup(RUNNER_USER)
+        try:
+            who = users.lookup(RUNNER_USER)
+        except LookupTrouble as trouble:
+            print(f"pysendmaild: cannot look up user {RUNNER_USER}: {trouble.strerror}", file=sys.stderr)
+            return EX_OSERR
         if who is None:
             print(f"pysendmaild: there is no user {RUNNER_USER}; is the package installed?", file=sys.stderr)
             return EX_OSERR

@@ -24,6 +24,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,13 @@ NOBODY_KNOWN = 54499  # a uid without a name
 SETTINGS = 'hostname = "host.example"\ndomain = "host.example"\n[smtpd]\nlisten = []\n'
 PLACES = ("drop/new", "intake", "queue/new", "queue/cur", "queue/hold")
 STARTED = r"^starting daemon "
-IN_MODIFY = 0x2
+IN_MODIFY, IN_NAMES = 0x2, 0x1C0  # of inotify: written to; anything made, moved or removed
 
 _numbers = itertools.count(1)
 
 
 class Table:
-    """The users of a private host, read from its passwd file; while users.down is there, no question is answered."""
+    """The users of a private host. While there is a file users.down nobody is told who a name is."""
 
     def __init__(self, root: str) -> None:
         self._trouble = f"{root}/users.down"
@@ -57,17 +58,13 @@ class Table:
         self._known = {name: User(name, *rest) for name, rest in known.items()}
 
     def lookup(self, name: str) -> User | None:
-        self._check()
+        if os.path.exists(self._trouble):
+            raise LookupTrouble(5, "the directory service does not answer")
         return self._known.get(name) or self._known.get(name.lower())
 
     def by_uid(self, uid: int) -> User | None:
-        self._check()
         return next((user for name, user in self._known.items() if user.uid == uid and name != "root"), None) or (
             self._known["root"] if uid == 0 else None)
-
-    def _check(self) -> None:
-        if os.path.exists(self._trouble):
-            raise LookupTrouble(5, "the directory service does not answer")
 
 
 def daemon(root: str) -> int:
@@ -78,19 +75,43 @@ def daemon(root: str) -> int:
     return supervisor.main(["pysendmaild"], Paths(root), users=Table(root), log=to_stderr)
 
 
-class Log:
+class Watch:
+    """Waiting for a file, or anything in a directory, to change (inotify(7))."""
+
+    def __init__(self, path: str) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(path), IN_MODIFY | IN_NAMES) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def wait_for_change(self, within: float) -> bool:
+        """Until there is one; False when the time is up."""
+        if not select.select([self._fd], [], [], max(0.0, within))[0]:
+            return False
+        try:
+            os.read(self._fd, 65536)
+        except BlockingIOError:
+            pass
+        return True
+
+    def wait_until(self, is_so: Callable[[], bool], what: str, *, within: float = WITHIN) -> None:
+        """Until something is so that does not become so without a change here."""
+        end = time.monotonic() + within
+        while not is_so():
+            if not self.wait_for_change(end - time.monotonic()) and not is_so():
+                raise AssertionError(f"not within {within:g} s: {what}")
+
+
+class Log(Watch):
     """A log file, and waiting for lines to come."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         Path(path).touch()
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._watch = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        if self._watch < 0 or libc.inotify_add_watch(self._watch, os.fsencode(path), IN_MODIFY) < 0:
-            raise OSError(ctypes.get_errno(), "inotify")
-
-    def close(self) -> None:
-        os.close(self._watch)
+        super().__init__(path)
 
     def lines(self) -> list[str]:
         return Path(self.path).read_text("utf-8", "replace").split("\n")[:-1]
@@ -110,16 +131,6 @@ class Log:
                 raise AssertionError("\n".join([
                     f"{len(found)} of {count} lines {pattern!r} after {within:g} s; the log:", *self.lines()[-60:]]))
         return found
-
-    def wait_for_change(self, within: float) -> bool:
-        """Until something is written; False when the time is up."""
-        if not select.select([self._watch], [], [], max(0.0, within))[0]:
-            return False
-        try:
-            os.read(self._watch, 65536)
-        except BlockingIOError:
-            pass
-        return True
 
 
 class Host:
@@ -264,6 +275,8 @@ class Host:
              options: Sequence[str] = ("-i",), uid: int | None = None, name: str = "") -> "Mail":
         """Submit a message as a user. uid: another than the sender's. Raises AssertionError unless it exits with 0."""
         mail = Mail(name or f"m{next(_numbers)}.{os.getpid()}")
+        if not self.is_root and uid is None:
+            options = [*options, "-f", sender]  # all users have one uid
         content = b"Subject: %s\nMessage-ID: <%s@test>\n%s\n%s" % (mail.name.encode(), mail.name.encode(), headers, text)
         code, words = self.submit([*options, *recipients], content, self.users[sender].uid if uid is None else uid)
         assert code == 0, f"sendmail exits with {code}: {words}"
@@ -340,11 +353,11 @@ class Host:
         return answer.end
 
     def wait_until(self, is_so: Callable[[], bool], what: str, *, within: float = WITHIN) -> None:
-        """Until something is so that changes when the log does."""
-        end = time.monotonic() + within
-        while not is_so():
-            if not self.log.wait_for_change(end - time.monotonic()) and not is_so():
-                raise AssertionError("\n".join([f"not within {within:g} s: {what}; the log:", *self.log.lines()[-60:]]))
+        """Until something is so that does not become so without a line in the log."""
+        try:
+            self.log.wait_until(is_so, what, within=within)
+        except AssertionError as late:
+            raise AssertionError("\n".join([f"{late}; the log:", *self.log.lines()[-60:]])) from None
 
     def wait_empty(self, within: float = WITHIN) -> None:
         """Until the queue is empty."""
@@ -359,19 +372,39 @@ class Host:
         return [f"{place}/{name}" for place in places or PLACES for name in os.listdir(f"{self.outside.spool}/{place}")]
 
     def journal(self, queue_id: str) -> list[dict[str, Any]]:
-        """The events in a message's journal."""
+        """The events in a message's journal, [] if it has none."""
         try:
             lines = Path(f"{self.outside.journal}/{queue_id}").read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
             return []
         return [json.loads(line[9:]) for line in lines]
 
+    def wait_for_journal(self, queue_id: str, *verbs: str) -> None:
+        """Until a message's journal has these events, each as often as it is named."""
+        watch = Watch(self.outside.journal)
+        try:
+            watch.wait_until(lambda: not Counter(verbs) - Counter(event["verb"] for event in self.journal(queue_id)),
+                             f"{verbs} in the journal of {queue_id}")
+        finally:
+            watch.close()
+
+    def wait_for_file(self, path: str) -> None:
+        """Until there is such a file."""
+        watch = Watch(os.path.dirname(path))
+        try:
+            watch.wait_until(lambda: os.path.exists(path), path)
+        finally:
+            watch.close()
+
     def close(self) -> None:
         """End everything that is still there."""
         if self.process is not None:
-            for pid in (*children_of(self.process.pid), self.process.pid):
-                os.kill(pid, signal.SIGKILL)
+            below = descendants(self.process.pid)
+            self.process.kill()  # first: it would start others
             self.process.wait()
+            for pid in below:
+                end(pid)
+            self.process = None
         self.log.close()
 
 
@@ -391,6 +424,23 @@ def become(uid: int) -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+
+
+def descendants(pid: int) -> list[int]:
+    """Its children, theirs, and so on: each before its own children."""
+    found = [pid]
+    for one in found:
+        found += children_of(one)
+    return found[1:]
+
+
+def end(pid: int) -> None:
+    """SIGKILL a process, and wait until it has ended; who was its parent does not matter."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    wait_for_end(pid)
 
 
 def children_of(pid: int) -> list[int]:
