@@ -8,7 +8,8 @@ before it takes its leave. There are as many carriers as shipments can use, up t
         "too many recipients"               -> another transaction there
         "later", a broken conversation      -> the next place, MAX_TALKS in all; then that is their outcome
         a kept connection had been closed   -> a new one, as if nothing had happened
-        no place lets us in                 -> that is everybody's outcome, and the destination is down
+        no place lets us in                 -> that is everybody's outcome, and the destination is down; but if it has
+                                               let others in who are still there, they carry this shipment too
 
 Where a place did not answer lately, others are tried before it. What a host means by its replies is decided in
 smtp/trouble.py alone. RFC 5321 section 5.1 and 4.5.4.1.
@@ -24,7 +25,7 @@ from ..deliver import remote
 from ..deliver.content import Content, Rewrite
 from ..deliver.parcel import Unreadable
 from ..deliver.remote import Letter, NotOpened, Session, Terms
-from ..deliver.shipment import DOWN, FINE, LOGIN, ROUGH, Answer, Shipment
+from ..deliver.shipment import DOWN, FINE, LOGIN, MAX_WIDTH, ROUGH, Answer, Shipment
 from ..mail.outcome import Outcome, deferred
 from ..net.hosts import LMTP, Found, Place
 from ..smtp.client import Finished
@@ -65,7 +66,8 @@ class Means:
 class Job:
     """A shipment on its way. since: when it came, loop time. open: indexes of recipients for the next transaction.
 
-    elsewhere: indexes of those who are to be tried at another place. outcomes: the last word so far.
+    elsewhere: indexes of those who are to be tried at another place. outcomes: the last word so far. session: opened
+    for it.
     """
 
     shipment: Shipment
@@ -77,6 +79,7 @@ class Job:
     state: str = FINE
     dsn_is_passed: bool = True
     relay: str = ""
+    session: Session | None = None
 
     def __post_init__(self) -> None:
         self.open = list(range(len(self.shipment.recipients)))
@@ -130,7 +133,9 @@ class Destination:
         self._waiting: deque[Job] = deque()
         self._idle: list[asyncio.Future[bool]] = []  # of carriers that wait for a shipment
         self._carriers: set[asyncio.Task[None]] = set()
+        self._sessions: set[Session] = set()  # that may still be open
         self._width = 1
+        self._ceiling = MAX_WIDTH  # connections that it takes from us
 
     @property
     def is_idle(self) -> bool:
@@ -139,12 +144,9 @@ class Destination:
 
     def add(self, shipment: Shipment, fd: int) -> None:
         """Take a shipment and the descriptor of its message; both are ours now. It is answered once, later."""
-        self._width = shipment.width
+        self._width = min(shipment.width, self._ceiling)
         self._waiting.append(Job(shipment, fd, self._loop.time()))
-        if self._idle:
-            self._idle.pop().set_result(True)
-        elif len(self._carriers) < self._width:
-            self._start()
+        self._call()
 
     def _start(self) -> None:
         carrier = self._loop.create_task(self._carry())
@@ -212,18 +214,38 @@ class Destination:
         """Deliver one shipment, answer for it, and say which session to go on with."""
         try:
             session = await self._deliver(job, session)
+            if job.state == DOWN and self._leave_to_others(job):
+                return session
             answer = job.answer()
         except asyncio.CancelledError:
             os.close(job.fd)
             raise
         except Exception as problem:  # noqa: BLE001 - a fault of ours must not take other shipments along: say what it is
-            if session is not None:
-                session.abort()
-                session = None
+            for one in (session, job.session):
+                if one is not None:
+                    one.abort()
+            session = None
             job.refuse(deferred("4.3.0", f"internal error: {type(problem).__name__}"), FINE)
             answer = replace(job.answer(), notes=(f"relay: {type(problem).__name__}: {problem} ({_where(problem)})",))
         self._finish(job, answer)
         return session
+
+    def _leave_to_others(self, job: Job) -> bool:
+        """Whether there are other connections: then it is only one more that the destination does not want."""
+        self._sessions = {session for session in self._sessions if not session.is_over}
+        if not self._sessions:
+            return False
+        self._ceiling = self._width = len(self._sessions)
+        self._waiting.appendleft(Job(job.shipment, job.fd, self._loop.time()))
+        self._call()
+        return True
+
+    def _call(self) -> None:
+        """Wake a carrier for what waits."""
+        if self._idle:
+            self._idle.pop().set_result(True)
+        elif len(self._carriers) < self._width:
+            self._start()
 
     async def _deliver(self, job: Job, session: Session | None) -> Session | None:
         shipment = job.shipment
@@ -248,7 +270,7 @@ class Destination:
                 if isinstance(opened, Refused):
                     job.refuse(opened.outcome, opened.state)
                     return kept
-                session = opened
+                session = job.session = opened
             letter.recipients = [recipients[index] for index in job.open]
             finished = await session.carry(letter)
             if finished.is_stale:
@@ -285,6 +307,7 @@ class Destination:
                 break
             result = await self._open_at(place)
             if isinstance(result, Session):
+                self._sessions.add(result)
                 return result
             if result.scope is Scope.LOGIN:
                 return Refused(result.outcome, LOGIN)

@@ -80,8 +80,8 @@ class Lanes(Generic[Job]):
     def provide(self, lane: Lane[Job]) -> None:
         """Give a lane as many slots as it can use and there are; without any it queues."""
         wanted = min(1 if lane.is_narrow else lane.width, len(lane.waiting) + lane.sent)
-        if self._queue and not lane.slots:
-            wanted = 0  # others were here before
+        if self._queue:
+            wanted = lane.slots  # others have been waiting
         while lane.slots < wanted and self._has_slot():
             self._change(lane, 1)
         if not lane.slots and lane.waiting and not lane.is_queued:

@@ -130,6 +130,10 @@ class Session(asyncio.Protocol):
         """Whether a message can be sent."""
         return self._client.is_ready
 
+    @property
+    def is_over(self) -> bool:
+        return self._client.is_closed
+
     # ---- opening
 
     async def open(self) -> Result | None:

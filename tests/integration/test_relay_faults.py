@@ -42,6 +42,7 @@ CELLS = [(step, fault, *ALONE[step][fault]) for step in ALONE for fault in FAULT
 STAYS = {("mail", "5xx"), ("rcpt", "5xx"), ("data", "5xx"), ("ehlo", "5xx"), ("end", "5xx"),
          *(("end", fault) for fault in (*BROKEN, *NONSENSE))}
 
+UNLIMITED = ("PIPELINING", "8BITMIME")  # no SIZE
 LINE, WIRE_LINE = b".a line that begins with a dot and is as long as others\n", b"..a line that begins with a dot and is as long as others\r\n"
 
 
@@ -117,7 +118,7 @@ def test_a_reply_before_its_command_ends_the_conversation() -> None:
 def test_a_host_that_stops_reading_is_left_after_a_while() -> None:
     """More than all buffers between us hold: the content has a limit of its own."""
     async def scenario() -> None:
-        async with FaultyHost(lambda: Host(replies={"data": b"354 go ahead\r\n" + DEAF})) as host, Relaying(
+        async with FaultyHost(lambda: Host(UNLIMITED, {"data": b"354 go ahead\r\n" + DEAF})) as host, Relaying(
                 config(), world(patience=PATIENCE)) as relay:
             answer = await relay.send(hosts=[f"127.0.0.1:{host.port}"], text=b"Subject: x\n\n" + LINE * 200_000)
         assert statuses(answer) == ["4.4.2"]
@@ -128,7 +129,7 @@ def test_a_host_that_stops_reading_is_left_after_a_while() -> None:
 
 def test_a_large_message_arrives_whole() -> None:
     async def scenario() -> None:
-        async with FaultyHost() as host, Relaying(config(), world()) as relay:
+        async with FaultyHost(lambda: Host(UNLIMITED)) as host, Relaying(config(), world()) as relay:
             answer = await relay.send(hosts=[f"127.0.0.1:{host.port}"], text=b"Subject: x\n\n" + LINE * 20_000)
         assert statuses(answer) == ["2.0.0"]
         assert host.messages == [b"Subject: x\r\n\r\n" + WIRE_LINE * 20_000 + b".\r\n"]
