@@ -12,15 +12,14 @@ from typing import NamedTuple
 from ..mail.envelope import text as decoded
 from ..mail.outcome import Outcome, deferred, failed, one_line
 from ..mail.target import COMMAND, FILE, KNOWN, MAILBOX, RELAY, Target
-from ..users import LookupTrouble, User, Users, fold
+from ..users import LookupTrouble, User, Users
 from . import lists, values
 from .aliases import Aliases, Broken, Entry
+from .names import OWN_ACCOUNTS, Names, cannot_look_up, harmless
 from .router import Router, normal_domain, problem, split
 from .values import Line, Value
 
 MAX_WORDS = 200  # characters of a command, a file name or a right-hand side in the log
-OWN_ACCOUNTS = frozenset(("_pysendmail", "_pysmtpd", "_pysmrelay", "_pysmlocal"))
-ALWAYS_THERE = {"mailer-daemon": "postmaster", "postmaster": "root"}
 
 Seen = set[tuple[str, ...]]
 
@@ -76,7 +75,7 @@ class Walk:
                  address: str, *, is_again: bool = False) -> None:
         self._router = router
         self._aliases = aliases
-        self._users = users
+        self._names = Names(router, aliases, users)
         self._limits = limits
         self._seen = seen
         self._tell = tell
@@ -168,11 +167,11 @@ class Walk:
         found: Entry | Broken | None = None
         detail = ""
         if use_aliases:
-            found, detail = self._alias(local, domain)
+            found, detail = self._names.alias(local, domain)
         if isinstance(found, Broken):
             self.know(where, deferred("4.3.5", found.reason), link)
         elif found is not None:
-            self._go_into(found, where, local, _harmless(detail), link)
+            self._go_into(found, where, local, harmless(detail), link)
         else:
             self._go_user(where, local, link, use_forward=use_aliases)
 
@@ -189,19 +188,6 @@ class Walk:
         if self._tell is not None:
             self._say(link.depth, where, "relay", "to {}", self._router.hop(where).destination)
         self.add(Target(RELAY, where, sender=link.sender, via=link.via), link.depth)
-
-    def _alias(self, local: str, domain: str) -> tuple[Entry | Broken | None, str]:
-        """(alias, detail): the most exact one first."""
-        user, mark, detail = self._router.detail(local)
-        tries = ((local, ""), (f"{user}{mark}*", detail), (user, detail)) if mark else ((local, ""),)
-        domains = self._router.same_as(domain) if self._aliases.has_domains else ()
-        for name, rest in tries:
-            name = fold(name)
-            for key in (*(f"{name}@{one}" for one in domains), name):
-                found = self._aliases.lookup(key)
-                if found is not None:
-                    return found, rest
-        return None, ""
 
     def _go_into(self, entry: Entry, where: str, local: str, detail: str, link: Link) -> None:
         """Go on with the values of an alias."""
@@ -256,9 +242,9 @@ class Walk:
         way.append((above.address, above.local, above.key))
         for address, name, _ in way:
             try:
-                user, detail = self._find(name)
+                user, detail = self._names.user(name)
             except LookupTrouble as trouble:
-                self.know(address, _cannot_look_up(name, trouble), link)
+                self.know(address, cannot_look_up(name, trouble), link)
                 return
             if user is not None:
                 self._mailbox(user, detail, address, link)
@@ -275,31 +261,16 @@ class Walk:
 
     # ---- users
 
-    def _find(self, local: str) -> tuple[User | None, str]:
-        """(user, detail) for a local part. Raises LookupTrouble.
-
-        With "-" as delimiter "www-data" is a user first of all; "+" is in no name of a user.
-        """
-        user, mark, detail = self._router.detail(local)
-        if not mark:
-            return self._users.lookup(local), ""
-        tries = ((user, _harmless(detail)), (local, ""))
-        for name, rest in tries if mark == "+" else reversed(tries):
-            found = self._users.lookup(name)
-            if found is not None:
-                return found, rest
-        return None, ""
-
     def _go_user(self, where: str, local: str, link: Link, *, use_forward: bool) -> None:
         try:
-            user, detail = self._find(local)
+            user, detail = self._names.user(local)
         except LookupTrouble as trouble:
-            self.know(where, _cannot_look_up(local, trouble), link, use_forward=use_forward)
+            self.know(where, cannot_look_up(local, trouble), link, use_forward=use_forward)
             return
         if user is not None and user.name not in OWN_ACCOUNTS:
             self._mailbox(user, detail, where, link, use_forward=use_forward)
             return
-        instead = "root" if user is not None else ALWAYS_THERE.get(fold(self._router.detail(local)[0]))
+        instead = self._names.instead(local, user)
         if instead is None:
             self.know(where, failed("5.1.1", f"unknown user: {local}"), link)
             return
@@ -382,15 +353,6 @@ def _above(link: Link, key: str) -> Link | None:
 def _weight(target: Target) -> int:
     """Which of two outcomes of one address to tell: deferred before failed before delivered."""
     return "254".index(target.outcome.status[0]) if target.outcome is not None else 0
-
-
-def _cannot_look_up(name: str, trouble: LookupTrouble) -> Outcome:
-    return deferred("4.3.0", f"cannot look up user {name}: {trouble.strerror}")
-
-
-def _harmless(detail: str) -> str:
-    """The detail, unless it would lead elsewhere as part of a file name: ~/.forward+detail."""
-    return "" if "/" in detail else detail
 
 
 def _shown(value: bytes) -> str:
