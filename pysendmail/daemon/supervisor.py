@@ -10,6 +10,7 @@ Started by anybody else (the demo, tests, a container of one user) it runs all o
 below a private root. The same code, minus becoming somebody else.
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -28,16 +29,17 @@ from ..users import LookupTrouble, SystemUsers, User, Users
 from .service import Service
 
 RUNNER_USER = "_pysendmail"
-RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended is started again
+RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended badly is started again
 STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for a failed start
 STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
+END_WITHIN = 1.0  # seconds that a runner may still take to end after it has closed its socket
 BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
 BACKLOG = 64
 
 # acl(5) as the kernel stores it: version 2; then tag, permissions, id: owner rw-, group r--, others ---.
 PRIVATE_ACL = struct.pack("<I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
 _SOCKETS = {"wake": socket.SOCK_DGRAM, "submit": socket.SOCK_STREAM, "control": socket.SOCK_STREAM}
-EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_CONFIG = 0, 64, 70, 71, 78
+EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_TEMPFAIL, EX_CONFIG = 0, 64, 70, 71, 75, 78
 
 USAGE = f"""usage: pysendmaild [--help | --version]
 The mail daemon of pysendmail {__version__}. It stays in the foreground; settings: pysendmail.toml(5).
@@ -46,12 +48,13 @@ The mail daemon of pysendmail {__version__}. It stays in the foreground; setting
 
 @dataclass(slots=True)
 class Runner:
-    """The running child. started, beaten: monotonic seconds."""
+    """The running child. started, beaten, told: monotonic seconds; told: when it was told to stop, 0 = it was not."""
 
     pid: int
     link: socket.socket
     started: float
     beaten: float
+    told: float = 0.0
 
 
 @dataclass(slots=True)
@@ -68,19 +71,30 @@ class Supervisor:
     runner: Runner | None = None
     server: spawner.Spawner | None = None
     restart_at: float = 0.0
-    wait: float = RESTART_FIRST
+    wait: float = 0.0
     is_stopping: bool = False
     signals: int = -1
+    lock: int = -1
 
     # ---- start
 
+    def is_alone(self) -> bool:
+        """Whether no other daemon serves these sockets: a second one would take them away from the first, and with them
+        everybody's way to it. (The spool has a lock of its own, which the runner takes.)"""
+        os.makedirs(self.paths.run, 0o755, exist_ok=True)
+        self.lock = os.open(f"{self.paths.run}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def open_sockets(self) -> None:
         """Bind what the runner listens on; it keeps them over restarts of the runner, so that no client is refused."""
-        os.makedirs(self.paths.run, 0o755, exist_ok=True)
         for name, kind in _SOCKETS.items():
             path = f"{self.paths.run}/{name}"
             if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)  # of an earlier daemon; two at once are kept apart by the runner's lock
+                os.unlink(path)  # of an earlier daemon
             opened = socket.socket(socket.AF_UNIX, kind)
             opened.bind(path)
             os.chmod(path, 0o666)  # noqa: S103 - whoever submits; peers are known by their uid
@@ -102,11 +116,16 @@ class Supervisor:
 
     def start_runner(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)  # a runner that does not listen must not stop us
         supervisor = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_runner(theirs, supervisor)
-        theirs.close()
+        with theirs:
+            try:
+                pid = identity.fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                self._become_runner(theirs, supervisor)
         now = time.monotonic()
         self.runner = Runner(pid, ours, now, now)
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
@@ -141,6 +160,8 @@ class Supervisor:
         signal.set_wakeup_fd(self.signals)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _nothing)
+        if not self.is_alone():
+            return self._refuse(f"another pysendmaild is running here ({self.paths.run}/lock)")
         self.open_sockets()
         self.close_drop()
         self.start_runner()
@@ -152,12 +173,17 @@ class Supervisor:
                     self._signalled(byte)
             has_word = self.runner is not None and self.runner.link.fileno() in ready
             if has_word and self.server is not None and not self.server.answer():
-                self._end_runner("closed its socket")
+                self._end_runner()
             if self.is_stopping and self.runner is None:
                 return EX_OK
             if self.runner is None and time.monotonic() >= self.restart_at:
                 self._restart()
             self._watch()
+
+    def _refuse(self, why: str) -> int:
+        print(f"pysendmaild: {why}", file=sys.stderr)
+        self.log(ERROR, f"SYSERR(root): {why}")
+        return EX_TEMPFAIL
 
     def _pause(self) -> float:
         if self.runner is None:
@@ -184,7 +210,7 @@ class Supervisor:
     def _stop_runner(self) -> None:
         if self.runner is not None:
             os.kill(self.runner.pid, signal.SIGTERM)
-            self.runner.started = time.monotonic()  # from here on: the time it has had to stop
+            self.runner.told = self.runner.told or time.monotonic()
 
     def _reap(self) -> None:
         if self.server is None:
@@ -202,16 +228,23 @@ class Supervisor:
             return
         if code != 0:
             self.log(WARNING, f"SYSERR(root): runner ended ({code}) after {lived:.0f} s, starting another")
-            self.wait = RESTART_FIRST if lived > STEADY_AFTER else min(self.wait * 2, RESTART_MOST)
+            self.wait = RESTART_FIRST if lived > STEADY_AFTER else min(max(self.wait * 2, RESTART_FIRST), RESTART_MOST)
         else:
             self.wait = 0.0
         self.restart_at = time.monotonic() + self.wait
 
-    def _end_runner(self, why: str) -> None:
-        """A runner that is of no use any more."""
+    def _end_runner(self) -> None:
+        """A runner has closed its socket: it is ending, or of no use any more."""
         assert self.runner is not None
-        self.log(WARNING, f"SYSERR(root): runner {why}")
-        os.kill(self.runner.pid, signal.SIGKILL)
+        try:
+            ended = os.pidfd_open(self.runner.pid)
+        except OSError:  # an old kernel, no descriptors
+            ended = -1
+        if ended < 0 or not spawner.wait_readable([ended], END_WITHIN):
+            self.log(WARNING, "SYSERR(root): runner closed its socket")
+            os.kill(self.runner.pid, signal.SIGKILL)
+        if ended >= 0:
+            os.close(ended)
         _, status = os.waitpid(self.runner.pid, 0)
         self._runner_ended(os.waitstatus_to_exitcode(status))
 
@@ -240,7 +273,7 @@ class Supervisor:
         if self.runner is None:
             return
         now = time.monotonic()
-        if self.is_stopping and now - self.runner.started > STOP_WITHIN:
+        if self.runner.told and now - self.runner.told > STOP_WITHIN:
             os.kill(self.runner.pid, signal.SIGKILL)
         if now - self.runner.beaten < BEAT_WITHIN:
             self.service.tell("WATCHDOG=1")
