@@ -272,6 +272,8 @@ def check(config: Config, origins: dict[Place, str], warnings: list[str]) -> lis
         if listener.address in seen:
             report(LISTENER, "", f"{listener.address} is named twice")
         seen.add(listener.address)
+        if listener.proxy and not smtpd.proxies:
+            report(LISTENER, "", f"{listener.address} has proxy = true, and [smtpd] proxies is empty")
     if queue.retry_first > queue.retry_max:
         report("queue", "retry_max", f"is below retry_first ({queue.retry_first}), which then never applies", warnings)
     return problems

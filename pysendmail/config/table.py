@@ -86,12 +86,29 @@ class RelaySettings:
 
 @dataclass(frozen=True, slots=True)
 class SmtpdSettings:
+    """A stranger is a client that is neither in relay_from nor logged in."""
+
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:25", "[::1]:25"), kinds.LISTENS, "Where to take SMTP; an empty list: nowhere.", common=True)
     tls_cert: str = setting("", kinds.PATH, "Certificate chain (PEM) for STARTTLS.", common=True)
     tls_key: str = setting("", kinds.PATH, "Its private key (PEM); closed to others.", common=True)
     relay_from: tuple[str, ...] = setting(
-        ("127.0.0.0/8", "::1/128"), kinds.NETWORKS, "Clients that may send mail to anywhere.", common=True)
+        ("127.0.0.0/8", "::1/128"), kinds.NETWORKS,
+        "Clients that may send mail to anywhere. Others, unless they log in, are strangers.", common=True)
+    processes: int = setting(0, whole(0, 16), "Processes that take SMTP. 0: one for each processor, at most 4.")
+    greeting_delay: int = setting(
+        1, whole(0, 60), "How long strangers wait for the greeting; who talks before it is turned away.", SECONDS)
+    check_sender: bool = setting(True, kinds.BOOLEAN, "Whether the domain of a stranger's sender must exist in DNS.")
+    protect_local_senders: bool = setting(
+        True, kinds.BOOLEAN, "Whether strangers are refused who use a sender of this host's domains.")
+    dnsbl: tuple[str, ...] = setting(
+        (), kinds.DOMAINS, "DNS block lists; strangers that one of them names are refused. No answer: let through.")
+    policy_servers: tuple[str, ...] = setting(
+        (), kinds.ENDPOINTS, "Policy servers (as for Postfix, such as postgrey), asked about each recipient.")
+    policy_failure: str = setting(
+        "tempfail", choice("tempfail", "accept"), "What becomes of mail when a policy server fails.")
+    proxies: tuple[str, ...] = setting(
+        (), kinds.NETWORKS, "Clients that may say who their client is (XCLIENT, PROXY).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +117,8 @@ class Listener:
 
     address: str = setting("", kinds.LISTEN, "Where to listen.")
     profile: str = setting("smtp", choice("smtp", "submission", "submissions", "lmtp"), "What is spoken there.")
+    proxy: bool = setting(
+        False, kinds.BOOLEAN, "Whether all connections come through proxies and begin with a PROXY header.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +169,12 @@ class LimitSettings:
     header_lines: int = setting(1000, whole(100, 100_000), "Lines in the header of a message.")
     hops: int = setting(50, whole(10, 1000), "Received lines before a message is taken to go in circles.")
     sessions: int = setting(100, whole(1, 100_000), "SMTP sessions at a time.")
-    sessions_per_client: int = setting(20, whole(1, 100_000), "SMTP sessions of one client at a time.")
+    sessions_per_client: int = setting(20, whole(1, 100_000), "SMTP sessions of one stranger at a time.")
     reserved_sessions: int = setting(10, whole(0, 1000), "Of these, kept for clients on this host.")
     connections_per_minute: int = setting(
-        60, whole(1, 1_000_000), "Connections of one client (IPv4 address, IPv6 /64).")
-    messages_per_session: int = setting(100, whole(1, 1_000_000), "Messages in one SMTP session.")
-    messages_per_minute: int = setting(60, whole(1, 1_000_000), "Messages of one client from the network.")
+        60, whole(1, 1_000_000), "Connections of one stranger (IPv4 address, IPv6 /64).")
+    messages_per_session: int = setting(100, whole(1, 1_000_000), "Messages in one SMTP session of a stranger.")
+    messages_per_minute: int = setting(60, whole(1, 1_000_000), "Messages of one stranger.")
     command_line: int = setting(2048, whole(512, 65_536), "Longest SMTP command.", BYTES)
     soft_errors: int = setting(10, whole(1, 1000), "Errors in a session after which each reply takes a second.")
     hard_errors: int = setting(20, whole(1, 1000), "Errors in a session that end it.")

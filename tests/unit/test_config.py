@@ -441,7 +441,7 @@ def test_json_has_the_shape_of_a_settings_file(paths: Paths) -> None:
     write(paths.settings, FULL)
     found = document.as_json(config.read(paths, NODE), with_origin=False)
     assert found["relay"]["masquerade"] == {"root": "x@example.org"}
-    assert found["listener"] == [{"address": "0.0.0.0:587", "profile": "submission"}]
+    assert found["listener"] == [{"address": "0.0.0.0:587", "profile": "submission", "proxy": False}]
     with_origin = document.as_json(config.read(paths, NODE), with_origin=True)
     assert with_origin["limits"]["hops"] == {"value": 99, "origin": f"{paths.settings}:13"}
     assert with_origin["listener"][0]["profile"]["origin"] == f"{paths.settings}:9"
