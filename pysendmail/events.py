@@ -45,37 +45,59 @@ def duration(seconds: float) -> str:
 
 
 class Syslog:
-    """A line at a time to /dev/log, never blocking."""
+    """A line at a time to /dev/log, never blocking.
+
+    A process that was forked may have closed all that it has inherited: it connects anew, since the number of the old
+    descriptor can be that of another file by now.
+    """
 
     def __init__(self, tag: str = "sendmail", path: str = "/dev/log", clock: Callable[[], float] = time.time) -> None:
         self._tag = tag
         self._path = path
         self._clock = clock
         self._socket: socket.socket | None = None
+        self._owner = 0  # the process that has connected
         self._next_try = 0.0
         self.dropped = 0
 
     def __call__(self, priority: int, text: str) -> None:
         now = self._clock()
-        if self._socket is None and not self._connect(now):
-            self.dropped += 1
-            return
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         stamp = time.strftime("%b %e %H:%M:%S", time.localtime(now))
         line = f"<{FACILITY_MAIL | priority}>{stamp} {self._tag}[{os.getpid()}]: {text}"
-        try:
+        if not self._send(line.encode("utf-8", "backslashreplace")[:MAX_LINE], now):
+            self.dropped += 1
+
+    def _send(self, line: bytes, now: float) -> bool:
+        for _ in range(2):  # the second time: to a log that was started anew
+            if self._socket is None and not self._connect(now):
+                return False
             assert self._socket is not None
-            self._socket.send(line.encode("utf-8", "backslashreplace")[:MAX_LINE])
-        except BlockingIOError:
-            self.dropped += 1
-        except OSError:
-            self.dropped += 1
+            try:
+                self._socket.send(line)
+                return True
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._socket.close()
+                self._socket = None
+        return False
+
+    def _leave_to_parent(self) -> None:
+        if self._socket is not None:
+            self._socket.detach()  # closing it would close whatever has its number
             self._socket = None
+        self._owner, self._next_try = os.getpid(), 0.0
 
     def _connect(self, now: float) -> bool:
-        if now < self._next_try:
+        if 0 < self._next_try - now <= RECONNECT_AFTER:  # (a clock that went back does not silence us)
             return False
         self._next_try = now + RECONNECT_AFTER
-        log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        except OSError:
+            return False
         log.setblocking(False)
         try:
             log.connect(self._path)

@@ -1,4 +1,4 @@
-"""Mail from sendmail to where it belongs: mailboxes, aliases, .forward with all its kinds, and what is left to repeat."""
+"""Mail from sendmail to where it belongs: mailboxes, aliases, .forward with all its kinds; and what is repeated."""
 
 import os
 import signal

@@ -6,9 +6,9 @@
     host.outcome(mail, "alice")            waits for the line in the log that says what became of it
     host.stop()
 
-As root every user has a uid of his own that nobody else on this machine has; otherwise all of them are whoever runs the
-tests. Nothing here sleeps: what happens is awaited by the log (inotify), by the end of a process, or by an answer of the
-control socket, each for at most WITHIN seconds.
+As root every user has a uid of his own that nobody else on this machine has; otherwise all of them are whoever runs
+the tests. Nothing here sleeps: what happens is awaited by the log (inotify), by the end of a process, or by an answer
+of the control socket, each for at most WITHIN seconds.
 """
 
 import ctypes
@@ -20,12 +20,11 @@ import resource
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,11 @@ from pysendmail.users import LookupTrouble, User
 from tests.tools import processes
 
 CODE = str(Path(__file__).resolve().parents[2])
+LAUNCHER = """import sys
+sys.path.insert(0, sys.argv[1])
+from tests.tools.host import daemon
+sys.exit(daemon(sys.argv[2]))
+"""
 WITHIN = 30.0  # seconds for anything that a test waits for
 RUNNER, LOCAL, RELAY, LISTENER = "_pysendmail", "_pysmlocal", "_pysmrelay", "_pysmtpd"
 UIDS = {"root": 0, RUNNER: 54400, LOCAL: 54401, RELAY: 54402, LISTENER: 54403, "alice": 54410, "bob": 54411,
@@ -68,11 +72,13 @@ class Table:
 
 
 def daemon(root: str) -> int:
-    """The body of the daemon's process: pysendmaild with a table of users and a log on standard error."""
-    from pysendmail.daemon import main, supervisor  # noqa: F401 - `main` now: a runner's user may not be able to read it
-    from pysendmail.events import to_stderr
+    """The body of the daemon's process: pysendmaild with a table of users. Its log is root/syslog if that is a socket,
+    else standard error."""
+    from pysendmail.daemon import main, supervisor  # noqa: F401 - main: later, the code may be out of the runner's reach
+    from pysendmail.events import Syslog, to_stderr
 
-    return supervisor.main(["pysendmaild"], Paths(root), users=Table(root), log=to_stderr)
+    log = Syslog(path=f"{root}/syslog") if os.path.exists(f"{root}/syslog") else to_stderr
+    return supervisor.main(["pysendmaild"], Paths(root), users=Table(root), log=log)
 
 
 class Watch:
@@ -157,7 +163,8 @@ class Host:
         me, group = os.geteuid(), os.getegid()
         for name, uid in UIDS.items():
             home = "/nonexistent" if name.startswith("_") else f"{self.paths.root}/home/{name}"
-            user = User(name, *((uid, uid) if self.is_root else (me, group)), home, "/bin/sh", f"{name.title()} Example")
+            ids = (uid, uid) if self.is_root else (me, group)
+            user = User(name, *ids, home, "/bin/sh", f"{name.title()} Example")
             self.users[name] = user
             if not name.startswith("_"):
                 os.makedirs(home)
@@ -215,10 +222,9 @@ class Host:
 
     def launch(self) -> None:
         """Start the daemon, and do not wait."""
-        program = f"import sys; sys.path.insert(0, {CODE!r}); from tests.tools.host import daemon; sys.exit(daemon(sys.argv[1]))"
         with open(self.log.path, "ab") as log:
             self.process = subprocess.Popen(
-                [*self.runs_as, sys.executable, "-I", "-c", program, self.paths.root], stdin=subprocess.DEVNULL,
+                [*self.runs_as, sys.executable, "-I", "-c", LAUNCHER, CODE, self.paths.root], stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, env=self.environment, cwd="/")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -240,13 +246,9 @@ class Host:
     def supervisor(self) -> int:
         """The pid of the daemon itself, behind whatever started it."""
         assert self.process is not None
-        pid = self.process.pid
-        for _ in self.runs_as:
-            below = children_of(pid)
-            if _is_daemon(pid) or not below:
-                break
-            pid = below[0]
-        return pid
+        launched = LAUNCHER.encode()
+        return next(pid for pid in (self.process.pid, *descendants(self.process.pid))
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[3:4] == [launched])
 
     @property
     def runner(self) -> int:
@@ -272,12 +274,13 @@ class Host:
     # ---- mail
 
     def send(self, *recipients: str, sender: str = "alice", text: bytes = b"Hello.\n", headers: bytes = b"",
-             options: Sequence[str] = ("-i",), uid: int | None = None, name: str = "") -> "Mail":
+             options: Sequence[str] = ("-i",), uid: int | None = None) -> "Mail":
         """Submit a message as a user. uid: another than the sender's. Raises AssertionError unless it exits with 0."""
-        mail = Mail(name or f"m{next(_numbers)}.{os.getpid()}")
+        mail = Mail(f"m{next(_numbers)}.{os.getpid()}")
         if not self.is_root and uid is None:
             options = [*options, "-f", sender]  # all users have one uid
-        content = b"Subject: %s\nMessage-ID: <%s@test>\n%s\n%s" % (mail.name.encode(), mail.name.encode(), headers, text)
+        name = mail.name.encode()
+        content = b"Subject: %s\nMessage-ID: <%s@test>\n%s\n%s" % (name, name, headers, text)
         code, words = self.submit([*options, *recipients], content, self.users[sender].uid if uid is None else uid)
         assert code == 0, f"sendmail exits with {code}: {words}"
         return mail
@@ -450,11 +453,6 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
-def _is_daemon(pid: int) -> bool:
-    return b"tests.tools.host" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[3:4][0:1][0] if (
-        Path(f"/proc/{pid}/cmdline").read_bytes().count(b"\0") > 3) else False
-
-
 def wait_for_end(pid: int, within: float = WITHIN) -> None:
     """Until a process that is not our child has ended."""
     try:
@@ -507,14 +505,3 @@ class NotifySocket:
 
     def close(self) -> None:
         self._socket.close()
-
-
-def peer_of(connection: socket.socket) -> int:
-    """The pid at the other end."""
-    return int(struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-
-
-def every(iterable: Iterator[Any]) -> None:
-    """Take all of it."""
-    for _ in iterable:
-        pass
