@@ -359,8 +359,7 @@ class Client:
         self._end(Closed(None))
 
     def _open(self) -> Transaction:
-        if self._transaction is None:
-            raise LocalError("no transaction")
+        assert self._transaction is not None  # its commands are awaited only while there is one
         return self._transaction
 
     def _finish(self) -> None:

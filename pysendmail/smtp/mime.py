@@ -42,7 +42,7 @@ class Part:
 
 class Reader(Protocol):
     def header(self, part: Part, fields: list[bytes], blank: bytes) -> None:
-        """A header: its fields with their folded lines, without the last LF. blank: the empty line, if there is one."""
+        """A header: its fields with their folded lines, without the last LF. blank: LF for the empty line, or none."""
 
     def content(self, part: Part, piece: bytes, is_end: bool) -> None:
         """A piece of a line of a part that is no container; is_end: its LF followed."""
@@ -119,7 +119,7 @@ class Walker:
 
     def _header_line(self, header: list[bytes], piece: bytes, starts: bool, is_end: bool) -> None:
         if starts and not piece.rstrip(b"\r"):
-            self._end_header(piece + b"\n")
+            self._end_header(b"\n" if is_end else b"")
             return
         self._header_size += len(piece) + 1
         if self._header_size > MAX_HEADER:

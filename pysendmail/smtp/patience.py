@@ -1,7 +1,8 @@
 """How much a client may get wrong before it is held back, and before it is shown out. One Patience is one session.
 
 Each method counts one thing and says whether that was one too many. Whoever guesses addresses or passwords, fuzzes, or
-keeps a session without use for it, runs out of it; the limits are those of profile.Limits.
+keeps a session without use for it, runs out of it; the limits are those of profile.Limits, and count from the last
+message that was taken, so that a relay may keep its session for long.
 """
 
 from .profile import Limits
@@ -47,7 +48,7 @@ class Patience:
         return self._failed_logins >= self._limits.failed_logins
 
     def message(self, *, is_taken: bool) -> None:
-        """The end of a message. One that was taken shows that the session is of use."""
+        """The end of a message. One that was taken shows that the session is of use, and errors count anew."""
         self._messages += 1
         if is_taken:
-            self._junk = 0
+            self._errors = self._junk = 0

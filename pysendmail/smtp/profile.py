@@ -39,10 +39,10 @@ class Limits:
     recipients: int = 1000  # of one message; RFC 5321 section 4.5.3.1.8 wants 100
     messages: int = 100
     command_line: int = 2048  # with its line end
-    soft_errors: int = 10  # after these each reply takes a while
-    hard_errors: int = 20  # these end the session
+    soft_errors: int = 10  # since the last message; after these each reply takes a while
+    hard_errors: int = 20  # since the last message; these end the session
     unknown_commands: int = 5
-    junk_commands: int = 50  # commands that lead nowhere, since the last message
+    junk_commands: int = 50  # since the last message: commands that lead nowhere
     failed_logins: int = 3
     drain: int = 67_108_864  # how far beyond message_size a message is read to its end
 

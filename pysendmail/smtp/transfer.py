@@ -19,7 +19,7 @@ _NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghij
 _BYTES_IN_LINE = WIDTH // 4 * 3
 _PLAIN_IN_WORD = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/")
 _TO_QUESTION_MARK = bytes(byte if byte < 128 else 63 for byte in range(256))
-_NOT_IN_HEADER = b"\0\r"
+_NEVER = b"\0\r"  # in a header, or where nothing can be encoded
 # Bounded where it could run to the end of the field in vain from each of many places.
 _TOKEN = re.compile(rb'[ \t\n]+|"(?:[^"\\]|\\.){0,998}"|<[^<>]*>|[()]|[^ \t\n"<()]+|["<]', re.DOTALL)
 
@@ -60,7 +60,7 @@ class QuotedPrintable:
 
     def finish(self, _in_multipart: bool) -> bytes:
         held, self._held = self._held, b""
-        return b"=%02X" % held[0] if held else b""
+        return b"".join(self._wrap(b"=%02X" % held[0])) if held else b""
 
 
 def _escape(found: re.Match[bytes]) -> bytes:
@@ -113,7 +113,7 @@ class Stripped:
         self._column = 0
 
     def feed(self, piece: bytes, is_end: bool) -> bytes:
-        piece = piece.replace(b"\0", b"")
+        piece = piece.translate(None, _NEVER)
         if self._to_7bit:
             piece = piece.translate(_TO_QUESTION_MARK)
         out: list[bytes] = []
@@ -135,7 +135,7 @@ def field(text: bytes, *, to_7bit: bool) -> bytes:
     Words with bytes above 127 become encoded words; where no encoded word may stand (inside angle brackets, in what
     looks like an address) those bytes become "?".
     """
-    text = text.translate(None, _NOT_IN_HEADER)
+    text = text.translate(None, _NEVER)
     if to_7bit and not text.isascii():
         name, colon, value = text.partition(b":")
         text = name.translate(_TO_QUESTION_MARK) + colon + _encode_words(value)

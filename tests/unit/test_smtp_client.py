@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pysendmail.mail.envelope import Recipient
 from pysendmail.smtp.client import TIMEOUTS, Client, Closed, Finished, SendMessage, StartTls
 from pysendmail.smtp.opening import Options, Tls
+from pysendmail.smtp.reply import Reply
 from pysendmail.smtp.sasl import Credentials
-from pysendmail.smtp.transaction import Message
+from pysendmail.smtp.transaction import Message, Transaction
 from pysendmail.smtp.trouble import Peer, Result, Scope, Stage
 from pysendmail.smtp.wire import LocalError
 from tests.tools.smtphost import CLOSE, CONTENT, MESSAGE, OFFERS, Cut, Host, Told, bytewise, converse, whole
@@ -713,6 +714,13 @@ def test_timeouts_of_a_handshake_are_those_of_starttls() -> None:
 
 def test_every_stage_has_a_timeout() -> None:
     assert TIMEOUTS.keys() == set(Stage)
+
+
+def test_a_transaction_has_no_results_before_all_are_known() -> None:
+    transaction = Transaction(MESSAGE, BOTH, PEER, is_reuse=False)
+    transaction.on_rcpt(0, Reply(550))
+    with pytest.raises(LocalError):
+        transaction.results()
 
 
 def test_what_the_core_refuses_as_our_own_mistake() -> None:

@@ -188,6 +188,7 @@ def test_a_digest_holds_messages() -> None:
 @pytest.mark.parametrize(("body", "made"), [
     (b"\0 a  \nb\t\n \n", b"=00 a =20\nb=09\n=20\n"),
     (b"\0a ", b"=00a=20"),
+    (b"\0" + b"x" * 72 + b" ", b"=00" + b"x" * 72 + b"=\n=20"),
     (b"\0" + b"x" * 71 + b"== y\n", b"=00" + b"x" * 71 + b"=\n=3D=3D y\n"),
     (b"\0" + b"x" * 72 + b"\n", b"=00" + b"x" * 72 + b"\n"),
     (b"\0" + b"x" * 73 + b"\n", b"=00" + b"x" * 72 + b"=\nx\n"),
@@ -196,6 +197,16 @@ def test_a_digest_holds_messages() -> None:
 ])
 def test_quoted_printable(body: bytes, made: bytes, step: int) -> None:
     assert rewritten(HEAD + b"Content-Type: text/plain\n\n" + body, step=step).partition(b"\n\n")[2] == made
+
+
+def test_a_blank_line_of_carriage_returns_is_a_blank_line() -> None:
+    assert rewritten(b"X: y\r\n\r\r\n\0\r\n") == (
+        b"X: y\nMIME-Version: 1.0\nContent-Type: text/plain; charset=us-ascii\n"
+        b"Content-Transfer-Encoding: quoted-printable\n\n=00\n")
+
+
+def test_between_parts_nothing_odd_is_left() -> None:
+    assert rewritten(MIXED + b"a\r\rb\0\r\n--x\n\n--x--\r\r\n") == MIXED + b"ab\n--x\n\n--x--\n"
 
 
 def test_a_boundary_in_a_header_ends_that_header() -> None:
