@@ -253,6 +253,6 @@ def chroot_words(root: Path, command: tuple[str, ...]) -> list[str]:
 def run(words: list[str], command: tuple[str, ...], content: bytes, check: bool, timeout: float) -> Result:
     done = subprocess.run(words, input=content, capture_output=True, timeout=timeout, check=False)
     if check and done.returncode:
-        said = (done.stdout + done.stderr)[-4000:].decode("utf-8", "replace")
+        said = (done.stderr[-2000:] + done.stdout[-6000:]).decode("utf-8", "replace")
         raise CommandFailed(f"{' '.join(command)}: exit {done.returncode}\n{said}")
     return done
