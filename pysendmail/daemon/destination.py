@@ -36,7 +36,8 @@ MAX_CONNECTS = 5  # places at which one shipment tries to get a connection
 MAX_TALKS = 2  # places that one shipment is offered to
 MAX_ROUNDS = 110  # transactions of one shipment: each but the first few carries at least one recipient
 MAX_MESSAGES = 100  # in one connection
-IDLE = 3.0  # seconds that a connection is kept for the next shipment
+BUSY_AFTER = 5  # messages in a connection that show that there is a stream of them, so that it is worth keeping
+IDLE = 1.0  # seconds that such a connection is kept for the next shipment
 OPENING = 900.0  # seconds after which no further place is tried
 HAND_BACK = 10.0  # seconds that a shipment waits for a connection before the runner gets it back
 
@@ -188,7 +189,9 @@ class Destination:
                     if session is not None and session.messages >= MAX_MESSAGES:
                         session.leave()
                         session = None
-                elif session is None or not session.is_ready or not await self._has_more():
+                elif session is None or not session.is_ready or session.messages < BUSY_AFTER:
+                    return
+                elif not await self._has_more():
                     return
         finally:
             if session is not None:
