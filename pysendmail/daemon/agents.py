@@ -20,7 +20,6 @@ from ..deliver import request
 from ..deliver.request import Reply, Request
 from ..events import Events
 from ..mail.outcome import Outcome, deferred
-from ..mail.target import COMMAND
 
 MAX_LANES = 50  # agents at once
 WINDOW = 64  # requests an agent has before it has answered
@@ -83,10 +82,9 @@ class Agents:
         self._next = 0
         loop.call_later(TICK, self._tick)
 
-    def deliver(self, user: str, job: Job) -> None:
-        """Hand over one delivery; job.done is called once, later."""
-        is_command = job.request.target.kind == COMMAND
-        lane = self._command_lane(user) if is_command else self._lane(user, user, DEADLINE, WINDOW)
+    def deliver(self, user: str, job: Job, *, is_slow: bool = False) -> None:
+        """Hand over one delivery; job.done is called once, later. is_slow: it runs a command."""
+        lane = self._command_lane(user) if is_slow else self._lane(user, user, DEADLINE, WINDOW)
         lane.waiting.append(job)
         if lane.channel is not None:
             self._pump(lane)

@@ -84,7 +84,7 @@ class ControlDoor:
         """Carry out one change; "" or why not."""
         runner = self.runner
         if verb == "flush":
-            runner.make_ready([queue_id])
+            runner.flush([queue_id])
             return ""
         if queue_id in runner.active:
             if verb != "hold":

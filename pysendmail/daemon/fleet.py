@@ -1,9 +1,9 @@
 """The relay processes as the runner has them: asking for them, shipments to them, answers from them, their end.
 
-Shipments that are there at the same moment share a packet. A process is asked for when there is something to do, another
-one when each has plenty; one without work is ended. A process that ends with shipments unanswered leaves their outcome
-unknown; one that exceeds all its own limits is ended, which comes to the same. After processes that end at once comes a
-pause that doubles each time.
+Shipments that are there at the same moment share a packet. A process is asked for when there is something to do,
+another one when each has plenty; one without work is ended. A process that ends with shipments unanswered leaves
+their outcome unknown; one that exceeds all its own limits is ended, which comes to the same. After processes that end
+at once comes a pause that doubles each time.
 
 All shipments for one destination go to the process that has the others for it, since it has the connections.
 """
@@ -52,6 +52,11 @@ class Job:
     lane: "Lane[Job] | None" = None
     until: float = 0.0
 
+    @property
+    def width(self) -> int:
+        """How many connections its destination may have now."""
+        return max(1, self.lane.slots) if self.lane is not None else 1
+
 
 class Shipper(Protocol):
     """Whoever has the shipments."""
@@ -77,7 +82,8 @@ class Shipper(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """moved: when it last answered or got its first shipment, loop time. batch: for the next packet, with open files."""
+    """moved: when it last answered or got its first shipment, loop time. batch: for the next packet, with open
+    files."""
 
     channel: socket.socket
     pid: int
@@ -228,7 +234,7 @@ class Fleet:
         batch, process.batch = process.batch, []
         if not batch:
             return True
-        packet = shipment.shipments_packet((job.shipment, max(1, job.lane.slots if job.lane else 1)) for job, _ in batch)
+        packet = shipment.shipments_packet((job.shipment, job.width) for job, _ in batch)
         if len(packet) > shipment.MAX_PACKET and len(batch) > 1:
             process.batch, rest = batch[:len(batch) // 2], batch[len(batch) // 2:]
             self._send(process)

@@ -79,10 +79,11 @@ class Login:
 
 
 async def _read(child: asyncio.subprocess.Process) -> bytes:
-    """All it prints, up to a limit beyond which it cannot be a token."""
+    """The first line that it prints, up to a limit beyond which it cannot be a token. What it leaves behind may keep the
+    pipe open for ever."""
     assert child.stdout is not None
     output = b""
-    while len(output) <= MAX_OUTPUT and (data := await child.stdout.read(MAX_OUTPUT)):
+    while b"\n" not in output and len(output) <= MAX_OUTPUT and (data := await child.stdout.read(MAX_OUTPUT)):
         output += data
     return output
 

@@ -6,7 +6,6 @@ gone. SIGTERM lets the deliveries that are out come back first.
 """
 
 import asyncio
-import os
 import random
 import signal
 import socket
@@ -31,6 +30,8 @@ from ..users import Users
 from . import agents, doors
 from .control import ControlDoor
 from .intake import Intake
+from .outgoing import Outgoing
+from .relays import Relays
 from .report import Reports
 from .runner import Runner
 
@@ -76,10 +77,10 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, signal.Signals(number).name)
-    runner, intake, local = _assemble(loop, paths, config, users, events, sockets)
+    runner, intake, local, relays = _assemble(loop, paths, config, users, events, sockets)
     for one in (sockets.link, sockets.wake, sockets.submit, sockets.control):
         one.setblocking(False)
-    loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, local, end)
+    loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, local, relays, end)
 
     def woken() -> None:
         doors.drain(sockets.wake)
@@ -106,27 +107,36 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
         server.close()
     await runner.stop(STOP_WITHIN)
     local.close()
+    relays.close()
     events.stopped(reason)
     return EX_OK
 
 
 def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users, events: Events,
-              sockets: Sockets) -> tuple[Runner, Intake, agents.Agents]:
+              sockets: Sockets) -> tuple[Runner, Intake, agents.Agents, Relays]:
     router = Router(config)
     aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
     limits = Limits(config.limits.alias_depth, config.limits.alias_results)
     expander = Expander(router, aliases, users, limits, events.warned)
     queue = Queue(paths, time.time, sync_directories=needs_directory_sync(paths.queue))
+    relays = Relays(loop, config, lambda value: _tell(sockets.link, value), events, time.time,
+                    lambda destination: runner.revived(destination))
     local = agents.Agents(loop, sockets.link, events, most=config.limits.agents,
                           command_time=float(config.limits.program_time))
     reports = Reports(config, queue, time.time, router.qualify("postmaster"))
-    runner = Runner(loop, config, queue, expander, local, reports, events, time.time, random.random)
+    outgoing = Outgoing(queue, relays, router, config)
+    runner = Runner(loop, config, queue, expander, local, outgoing, relays, reports, events, time.time, random.random)
     ids = queue_id.Ids(WRITER, time.time, queue.taken_ids())
     intake = Intake(paths, queue, ids, users, config, router, events, time.time, runner.shares.is_used_up)
-    return runner, intake, local
+    return runner, intake, local, relays
 
 
-def _from_spawner(link: socket.socket, local: agents.Agents, end: Callable[[str], None]) -> None:
+def _tell(link: socket.socket, value: dict[str, object]) -> None:
+    """A word to the spawner. Raises OSError."""
+    link.send(request.encode(value))
+
+
+def _from_spawner(link: socket.socket, local: agents.Agents, relays: Relays, end: Callable[[str], None]) -> None:
     try:
         packet, fds, _, _ = socket.recv_fds(link, request.MAX_PACKET, 1)
     except (BlockingIOError, InterruptedError):
@@ -137,28 +147,14 @@ def _from_spawner(link: socket.socket, local: agents.Agents, end: Callable[[str]
         end("spawner is gone")  # nothing can be delivered without it; the next start finds everything
         asyncio.get_running_loop().remove_reader(link.fileno())
         return
-    local.granted(request.decode(packet), fds)
+    value = request.decode(packet)
+    (relays.granted if value.get("relay") is True else local.granted)(value, fds)
 
 
-def _beat(loop: asyncio.AbstractEventLoop, link: socket.socket, value: dict[str, bool]) -> None:
+def _beat(loop: asyncio.AbstractEventLoop, link: socket.socket, value: dict[str, object]) -> None:
     try:
-        link.send(request.encode(dict(value)))
+        _tell(link, value)
     except OSError:
         pass
-    loop.call_later(BEAT_EVERY, _beat, loop, link, {"beat": True})
-
-
-def harden(supervisor: int) -> None:
-    """What a process without privilege still can give up: new privileges by exec, and a life without its supervisor.
-
-    `supervisor` is that one's pid; 1 where it is all that runs in a container.
-    """
-    import ctypes
-
-    pr_set_no_new_privs, pr_set_pdeathsig = 38, 1
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(pr_set_no_new_privs, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-    libc.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != supervisor:  # it ended before the line above
-        raise OSError(3, "the supervisor is gone")
+    beat: dict[str, object] = {"beat": True}
+    loop.call_later(BEAT_EVERY, _beat, loop, link, beat)

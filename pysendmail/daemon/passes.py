@@ -12,17 +12,18 @@ expanded from is in the journal, synced.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..config import Config
 from ..deliver.request import Reply, Request
 from ..events import Events
-from ..mail.outcome import Outcome, deferred, failed
-from ..mail.target import CHANGED, COMMAND, FILE, KNOWN, RELAY, Target
+from ..mail.outcome import Outcome, failed
+from ..mail.target import CHANGED, COMMAND, FILE, KNOWN, MAILBOX, RELAY, Target
 from ..route.expand import Expander
 from ..spool.journal import Event, Progress
 from ..spool.queue import Message, Queue
 from . import agents
+from .outgoing import Outgoing
 
 FLUSH_AFTER = 0.25  # seconds between an outcome and its line in the journal while other targets are awaited
 
@@ -33,8 +34,9 @@ _MAILERS = {"mailbox": "local", "file": "*file*", "command": "prog", "relay": "e
 class Pass:
     """One message in work. awaited: target numbers that are out. events: not yet journalled. began: since the epoch.
 
-    started: when each target went out. is_busy: some delivery found its agent busy. hold: why it is to be held, "" =
-    not.
+    started: when each target went out. outgoing: targets for other hosts that have not been sent yet. due: the
+    earliest time at which a host that is down will be tried again, 0.0 = by the schedule. is_busy: some delivery
+    found its agent busy. hold: why it is to be held, "" = not.
     """
 
     message: Message
@@ -43,6 +45,8 @@ class Pass:
     events: list[Event] = field(default_factory=list)
     seen: set[tuple[str, ...]] = field(default_factory=set)
     started: dict[int, float] = field(default_factory=dict)
+    outgoing: list[int] = field(default_factory=list)
+    due: float = 0.0
     is_busy: bool = False
     is_dispatching: bool = False
     is_flush_due: bool = False
@@ -59,13 +63,14 @@ class Passes:
     """Works on passes. settle: called when one awaits nothing more. crashed: when our own code has failed on it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, queue: Queue, expander: Expander,
-                 local: agents.Agents, events: Events, clock: Callable[[], float], settle: Callable[[Pass], None],
+                 local: agents.Agents, outgoing: Outgoing, events: Events, clock: Callable[[], float], settle: Callable[[Pass], None],
                  crashed: Callable[[Pass], None]) -> None:
         self._loop = loop
         self._config = config
         self._queue = queue
         self._expander = expander
         self._local = local
+        self._outgoing = outgoing
         self._events = events
         self._clock = clock
         self._settle = settle
@@ -89,6 +94,7 @@ class Passes:
                 else:
                     self._dispatch(p, number, progress)
             p.is_dispatching = False
+            self._ship(p)
             if not p.awaited:
                 self._settle(p)
         except Exception:  # noqa: BLE001 - a fault of ours meets a message: keep it, say so, go on
@@ -112,8 +118,8 @@ class Passes:
         if target.kind == KNOWN:
             self._answer(p, number, Reply(0, target.outcome or failed("5.3.5", "target without an outcome")))
             return
-        if target.kind == RELAY:
-            self._answer(p, number, Reply(0, deferred("4.3.5", "mail to other hosts is not sent by this version")))
+        if target.kind == RELAY or (target.kind == MAILBOX and self._outgoing.has_store and not target.use_forward):
+            p.outgoing.append(number)
             return
         if target.kind == COMMAND:
             self.flush(p, sync=True)
@@ -123,8 +129,32 @@ class Passes:
                           envelope.sender if target.sender is None else target.sender,
                           envelope.recipients[progress.recipient].address, target, self._clock())
         user = target.user or self._config.local.command_user  # files and commands of aliases have no user of their own
+        is_slow = target.kind == COMMAND or (target.kind == MAILBOX and bool(self._config.local.command))
         self._local.deliver(user, agents.Job(
-            request, lambda: self._queue.open(message), lambda reply: self._answer(p, number, reply)))
+            request, lambda: self._queue.open(message), lambda reply: self._answer(p, number, reply)), is_slow=is_slow)
+
+    def _ship(self, p: Pass) -> None:
+        """Send what goes to other hosts, all of it at once."""
+        if p.outgoing:
+            numbers, p.outgoing = p.outgoing, []
+
+            def returned(number: int, outcome: Outcome, handed: str, due: float, is_tried: bool) -> None:
+                self._returned(p, number, outcome, handed, due, is_tried=is_tried)
+
+            self._outgoing.ship(p.message, numbers, returned)
+
+    def _returned(self, p: Pass, number: int, outcome: Outcome, handed: str, due: float, *, is_tried: bool) -> None:
+        """A target has come back from a relay."""
+        try:
+            if outcome.is_deferred and not is_tried and not due:
+                p.is_busy = True
+            else:
+                self.take_outcome(p, number, outcome, handed)
+            if due:
+                p.due = min(p.due or due, due)
+            self._came_back(p, number)
+        except Exception:  # noqa: BLE001 - as in begin
+            self._crashed(p)
 
     def _answer(self, p: Pass, number: int, reply: Reply) -> None:
         """A target has come back."""
@@ -139,22 +169,28 @@ class Passes:
                 p.is_busy = True
             elif reply.outcome is not None:
                 self.take_outcome(p, number, reply.outcome)
-            p.awaited.discard(number)
-            if p.is_dispatching:
-                return
-            if not p.awaited:
-                self._settle(p)
-            elif p.events and not p.is_flush_due:
-                p.is_flush_due = True
-                self._loop.call_later(FLUSH_AFTER, self._flush_later, p)
+            self._came_back(p, number)
         except Exception:  # noqa: BLE001 - as in begin
             self._crashed(p)
 
-    def take_outcome(self, p: Pass, number: int, outcome: Outcome) -> None:
-        """Note and log what has become of a target."""
+    def _came_back(self, p: Pass, number: int) -> None:
+        p.awaited.discard(number)
+        if p.is_dispatching:
+            return
+        self._ship(p)
+        if not p.awaited:
+            self._settle(p)
+        elif p.events and not p.is_flush_due:
+            p.is_flush_due = True
+            self._loop.call_later(FLUSH_AFTER, self._flush_later, p)
+
+    def take_outcome(self, p: Pass, number: int, outcome: Outcome, handed: str = "") -> None:
+        """Note and log what has become of a target. handed: as outgoing.py has it."""
         message, progress = p.message, p.message.state.progress[number]
         now, target = self._clock(), progress.target
-        data = {"n": [number] if outcome.is_deferred else number, "o": outcome.to_json()}
+        data: dict[str, object] = {"n": [number] if outcome.is_deferred else number, "o": outcome.to_json()}
+        if handed and message.envelope.recipients[progress.recipient].notify:
+            data["handed"] = handed
         verb = "delivered" if outcome.is_delivered else "deferred" if outcome.is_deferred else "failed"
         p.note(Event(verb, now, data))
         origin = message.envelope.origin
@@ -166,6 +202,9 @@ class Passes:
     def _forward(self, p: Pass, number: int, reply: Reply) -> None:
         """A .forward has taken the target's place: its targets are deliveries of their own."""
         parent = p.message.state.progress[number].target
+        if len(reply.targets) == 1 and reply.targets[0].kind == MAILBOX:  # no .forward; its store is elsewhere
+            self._replace(p, number, [replace(parent, use_forward=False)])
+            return
         children = self._expander.forwarded(parent, reply.targets, seen=p.seen)
         self._events.forwarded(p.message.id, parent.user, len(children))
         self._replace(p, number, children)

@@ -18,8 +18,10 @@ from ..mail.outcome import Outcome, one_line
 from ..spool import queue_id
 from ..spool.journal import Progress
 from ..spool.queue import Message, Queue
+from .outgoing import HANDED_ON, RELAYED
 
-_TITLES = {dsn.FAILED: "DSN", dsn.DELAYED: "sender notify", dsn.DELIVERED: "return receipt"}
+_TITLES = {dsn.FAILED: "DSN", dsn.DELAYED: "sender notify", dsn.DELIVERED: "return receipt",
+           dsn.RELAYED: "return receipt"}
 NO_REPLY = frozenset(("never",))  # NOTIFY of our own reports: there is no report about a report
 
 
@@ -105,7 +107,7 @@ class Reports:
 
 
 def _is_due(progress: Progress, kind: str) -> bool:
-    if progress.is_replaced or progress.is_reported:
+    if progress.is_replaced or progress.is_reported or progress.handed == HANDED_ON:
         return False
     if kind == "delayed":
         return progress.is_open
@@ -115,7 +117,9 @@ def _is_due(progress: Progress, kind: str) -> bool:
 def _action(progress: Progress) -> str:
     if progress.is_open:
         return dsn.DELAYED
-    return dsn.FAILED if progress.outcome is not None and progress.outcome.is_failed else dsn.DELIVERED
+    if progress.outcome is not None and progress.outcome.is_failed:
+        return dsn.FAILED
+    return dsn.RELAYED if progress.handed == RELAYED else dsn.DELIVERED
 
 
 def _outcome(progress: Progress) -> Outcome:

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 
 from ..config import Config
 from ..events import Events
+from ..mail.target import RELAY
 from ..route.expand import Expander
 from ..spool.queue import Broken, Entry, Message, Queue
 from . import agents, schedule
 from .intake import Intake
+from .outgoing import Outgoing
 from .passes import Pass, Passes
+from .relays import Relays, mark
 from .report import Reports
 from .settle import Settlement
 from .waiting import Shares, Waiting
@@ -33,15 +36,18 @@ class Runner:
     """The state of the queue in memory: what is in work, and what waits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, queue: Queue, expander: Expander,
-                 local: agents.Agents, reports: Reports, events: Events, clock: Callable[[], float],
-                 chance: Callable[[], float]) -> None:
+                 local: agents.Agents, outgoing: Outgoing, relays: Relays, reports: Reports, events: Events,
+                 clock: Callable[[], float], chance: Callable[[], float]) -> None:
         self._loop = loop
         self._settings = config.queue
         self.queue = queue
         self.expander = expander
         self.events = events
         self._clock = clock
-        self._passes = Passes(loop, config, queue, expander, local, events, clock, self._settle, self._crashed)
+        self._outgoing = outgoing
+        self.relays = relays
+        self._passes = Passes(loop, config, queue, expander, local, outgoing, events, clock, self._settle,
+                              self._crashed)
         self._settlement = Settlement(config, queue, reports, events, clock, chance, self)
         self.active: dict[str, Pass] = {}
         self.waiting = Waiting()
@@ -174,6 +180,22 @@ class Runner:
         """Try these now, whatever their due time says."""
         self.waiting.make_ready(queue_ids, self._clock())
         self.take_in()
+
+    def flush(self, queue_ids: list[str]) -> None:
+        """Try these now, also where a destination was found to be down."""
+        self.relays.flush()
+        self.make_ready(queue_ids)
+
+    def revived(self, destination: str) -> None:
+        """A destination that was down takes mail again."""
+        self._loop.call_soon(self.make_ready, self.waiting.waiting_for(destination))
+
+    def destination_of(self, message: Message) -> str:
+        """The mark of the destination that a message waits for; "" if it waits for none, or for several."""
+        found = {self._outgoing.hop(progress.target).destination if progress.target.kind == RELAY else ""
+                 for _, progress in message.state.open_targets()}
+        one = found.pop() if len(found) == 1 else ""
+        return mark(one) if one else ""
 
     def is_known(self, queue_id: str) -> bool:
         """Whether a report is in the queue, whole, or has been since the start. A crash may have left a torn one there,

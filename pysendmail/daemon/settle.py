@@ -31,6 +31,8 @@ class Owner(Protocol):
 
     def done(self, p: Pass) -> None: ...
 
+    def destination_of(self, message: Message) -> str: ...
+
 
 class Settlement:
     """Settles passes. chance: for the jitter of due times, 0 <= chance() < 1."""
@@ -109,7 +111,8 @@ class Settlement:
             due = now + BUSY_AGAIN
         else:
             due = schedule.due(now, message.envelope.received_at, attempts, self._settings, self._chance())
-        self._queue.reschedule(message, due, attempts, "")
+            due = max(now, p.due) if p.due and len(state.open_targets()) == 1 else due
+        self._queue.reschedule(message, due, attempts, self._owner.destination_of(message))
         if p.hold:
             self._queue.hold(message.entry)
         self._owner.postponed(p, message.entry, due)

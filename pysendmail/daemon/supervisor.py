@@ -10,6 +10,7 @@ Started by anybody else (the demo, tests, a container of one user) it runs all o
 below a private root. The same code, minus becoming somebody else.
 """
 
+import errno
 import fcntl
 import os
 import signal
@@ -18,6 +19,7 @@ import stat
 import struct
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .. import __version__, config
@@ -25,10 +27,10 @@ from ..deliver import agent, identity, spawner
 from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
-from ..users import LookupTrouble, SystemUsers, User, Users
+from ..users import SystemUsers, User, Users
 from .service import Service
 
-RUNNER_USER = "_pysendmail"
+RUNNER_USER, RELAY_USER = "_pysendmail", "_pysmrelay"
 RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended badly is started again
 STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for a failed start
 STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
@@ -59,7 +61,10 @@ class Runner:
 
 @dataclass(slots=True)
 class Supervisor:
-    """The state of this process. who: whom the runner becomes, None = itself."""
+    """The state of this process. who, relay_user: whom the runner and the relays become, None = they stay what we are.
+
+    settings: without passwords, which every child would inherit.
+    """
 
     paths: Paths
     users: Users
@@ -67,6 +72,7 @@ class Supervisor:
     service: Service
     settings: config.Config
     who: User | None
+    relay_user: User | None
     sockets: dict[str, socket.socket] = field(default_factory=dict)
     runner: Runner | None = None
     server: spawner.Spawner | None = None
@@ -128,8 +134,19 @@ class Supervisor:
                 self._become_runner(theirs, supervisor)
         now = time.monotonic()
         self.runner = Runner(pid, ours, now, now)
+        services = {"relay": spawner.Service(self.relay_user, self._prepare_relay)}
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
-                                      self._ready, self._beat, self._log_descriptors())
+                                      self._ready, self._beat, services, self._log_descriptors())
+
+    def _prepare_relay(self) -> Callable[[socket.socket], None]:
+        """In the child that becomes a relay: read the secrets, which are for it alone, while it still can.
+
+        They are read anew for each relay, so that a password that was corrected works at once.
+        """
+        from . import relay  # asyncio, ssl and dns: in the child alone
+
+        settings = config.with_secrets(config.load(self.paths))
+        return lambda channel: relay.serve(channel, settings)
 
     def _become_runner(self, link: socket.socket, supervisor: int) -> None:
         """In the child: give everything up, then run. It never returns."""
@@ -141,9 +158,8 @@ class Supervisor:
                 identity.become(self.who)
             from . import main  # asyncio and all that: in the child alone
 
-            main.harden(supervisor)
-            settings = config.without_secrets(self.settings)
-            code = main.run(self.paths, settings, self.users, self.log, main.Sockets(link, **self.sockets))
+            identity.harden(supervisor)
+            code = main.run(self.paths, self.settings, self.users, self.log, main.Sockets(link, **self.sockets))
         except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
             self.log(ERROR, f"SYSERR(root): runner: {type(problem).__name__}: {problem}")
         finally:
@@ -252,7 +268,7 @@ class Supervisor:
         """Take on new settings, if they are good; otherwise say why and go on with the old ones."""
         self.service.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self.settings = config.load(self.paths)
+            self.settings = load(self.paths, self.log)
         except config.ConfigError as problem:
             for line in problem.problems:
                 self.log(ERROR, f"SYSERR(root): settings are not changed: {line}")
@@ -283,6 +299,15 @@ def _nothing(number: int, frame: object) -> None:
     """A signal's only effect is its byte in the wake-up pipe."""
 
 
+def load(paths: Paths, log: Log) -> config.Config:
+    """The settings in force, without passwords; warnings go to the log. Raises ConfigError, for bad passwords too."""
+    loaded = config.read(paths)
+    for line in loaded.warnings:
+        log(WARNING, f"SYSERR(root): {line}")
+    config.with_secrets(loaded.config)
+    return config.without_secrets(loaded.config)
+
+
 def agent_settings(settings: config.Config, paths: Paths) -> agent.Settings:
     """What agents inherit."""
     mail_dir = settings.local.mail_dir or paths.mail
@@ -300,6 +325,16 @@ def agent_settings(settings: config.Config, paths: Paths) -> agent.Settings:
         router.local_domains)
 
 
+def service_user(users: Users, name: str) -> User | None:
+    """The account that a child becomes; None where we are not root and nobody becomes anybody. Raises OSError."""
+    if os.geteuid() != 0:
+        return None
+    found = users.lookup(name)
+    if found is None:
+        raise OSError(errno.ENOENT, f"there is no user {name}; is the package installed?")
+    return found
+
+
 def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log | None = None) -> int:
     """The whole life of the daemon; its exit code."""
     if argv[1:] == ["--version"]:
@@ -309,29 +344,22 @@ def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log 
         print(USAGE, end="", file=sys.stdout if argv[1:] == ["--help"] else sys.stderr)
         return EX_OK if argv[1:] == ["--help"] else EX_USAGE
     os.umask(0o022)
+    log = log or Syslog()
     try:
-        settings = config.load(paths)
+        settings = load(paths, log)
     except config.ConfigError as problem:
         for line in problem.problems:
             print(f"pysendmaild: {line}", file=sys.stderr)
         return EX_CONFIG
     users = users or SystemUsers(time.monotonic)
-    who = None
-    if os.geteuid() == 0:
-        try:
-            who = users.lookup(RUNNER_USER)
-        except LookupTrouble as trouble:
-            print(f"pysendmaild: cannot look up user {RUNNER_USER}: {trouble.strerror}", file=sys.stderr)
-            return EX_OSERR
-        if who is None:
-            print(f"pysendmaild: there is no user {RUNNER_USER}; is the package installed?", file=sys.stderr)
-            return EX_OSERR
-    supervisor = Supervisor(paths, users, log or Syslog(), Service(), settings, who)
     try:
+        who, relay_user = (service_user(users, name) for name in (RUNNER_USER, RELAY_USER))
+        supervisor = Supervisor(paths, users, log, Service(), settings, who, relay_user)
         return supervisor.serve()
     except OSError as trouble:
         print(f"pysendmaild: {trouble}", file=sys.stderr)
-        supervisor.log(ERROR, f"SYSERR(root): {trouble}")
+        log(ERROR, f"SYSERR(root): {trouble}")
         return EX_OSERR
+
 
 

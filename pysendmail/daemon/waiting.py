@@ -19,6 +19,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self._by_destination: dict[str, set[str]] = {}
         self._due: list[tuple[int, str]] = []
         self._ready: deque[str] = deque()
 
@@ -29,11 +30,23 @@ class Waiting:
         """Keep an entry until `due`, seconds since the epoch; a held one until it is released."""
         entry.due = int(due)
         self.entries[entry.id] = entry
+        if entry.destination:
+            self._by_destination.setdefault(entry.destination, set()).add(entry.id)
         if entry.place != HELD:
             heappush(self._due, (entry.due, entry.id))
 
     def remove(self, queue_id: str) -> None:
-        self.entries.pop(queue_id, None)
+        """No longer here: it is in work, or gone."""
+        entry = self.entries.pop(queue_id, None)
+        if entry is not None and entry.destination in self._by_destination:
+            ids = self._by_destination[entry.destination]
+            ids.discard(queue_id)
+            if not ids:
+                del self._by_destination[entry.destination]
+
+    def waiting_for(self, destination: str) -> list[str]:
+        """Ids of messages that wait for the destination with this mark, oldest first."""
+        return sorted(self._by_destination.get(destination, ()))
 
     def make_ready(self, queue_ids: Iterable[str], now: float) -> None:
         """These are due now, whatever their time was."""

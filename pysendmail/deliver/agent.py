@@ -36,9 +36,9 @@ ORPHANED_AFTER = 3600.0  # seconds without a request: the runner ends idle agent
 class Settings:
     """What an agent needs of the configuration; it inherits this by fork, so that nobody can send it a path.
 
-    kind: "mbox" or "maildir". mailbox_group: what /var/mail belongs to, None = no such group (not root). command:
-    what takes all mail instead, "" = nothing. command_user: who runs what aliases name. own_domains: of alias keys
-    user@domain.
+    kind: "mbox", "maildir", or "lmtp:" and the address of a store. mailbox_group: what /var/mail belongs to, None =
+    no such group (not root). command: what takes all mail instead, "" = nothing. command_user: who runs what aliases
+    name. own_domains: of alias keys user@domain.
     """
 
     kind: str
@@ -142,6 +142,8 @@ class Agent:
                 yield Reply(job.request.n, None, tuple(forward.targets(found, target)), found.notes)
             elif found.verdict == forward.DEFERRED:
                 yield Reply(job.request.n, found.outcome, (), found.notes)
+            elif self._settings.kind.startswith("lmtp:"):  # the runner sends it to the store, there being no .forward
+                yield Reply(job.request.n, None, (replace(target, use_forward=False),), found.notes)
             else:
                 if found.notes:
                     yield Reply(job.request.n, notes=found.notes)

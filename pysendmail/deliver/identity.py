@@ -6,6 +6,7 @@ CVE-2000-0506, Exim CVE-2011-0017: the result of setuid was not looked at; maild
 root).
 """
 
+import ctypes
 import os
 import resource
 import signal
@@ -87,3 +88,17 @@ def become(user: User, *, saved_group: int | None = None) -> None:
         except PermissionError:
             return
         raise NotBecome("the way back to root is open")
+
+
+def harden(supervisor: int) -> None:
+    """What a process without privilege still can give up: new privileges by exec, and a life without its supervisor.
+
+    `supervisor` is that one's pid; 1 where it is all that runs in a container.
+    """
+    pr_set_no_new_privs, pr_set_pdeathsig = 38, 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(pr_set_no_new_privs, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    libc.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != supervisor:  # it ended before the line above
+        raise OSError(3, "the supervisor is gone")

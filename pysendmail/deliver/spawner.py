@@ -24,10 +24,23 @@ MAX_AGENTS = 64  # processes: above the runner's own limit, so that a runner tha
 OWN_USERS = frozenset(("_pysendmail", "_pysmtpd", "_pysmrelay"))  # they get no agent: their mail is root's
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process that serves no user, such as a relay. user: whom it becomes, None = it stays what it is.
+
+    prepare: runs in the child before that (reads secrets that are its own), and gives what serves the runner after it.
+    """
+
+    user: User | None
+    prepare: Callable[[], Callable[[socket.socket], None]]
+
+
 @dataclass(slots=True)
 class Spawner:
-    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat: what its signs of life
-    do."""
+    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat: what its signs of life do.
+
+    services: by the name under which the runner asks for them. agents: the children, by pid.
+    """
 
     users: Users
     settings: agent.Settings
@@ -35,9 +48,11 @@ class Spawner:
     link: socket.socket
     on_ready: Callable[[], None]
     on_beat: Callable[[], None]
+    services: dict[str, Service] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()  # descriptors that a log needs
     agents: dict[int, str] = field(default_factory=dict)
     is_root: bool = field(default_factory=lambda: os.geteuid() == 0)
+    pid: int = field(default_factory=os.getpid)
 
     def answer(self) -> bool:
         """One packet from the runner. False when the runner is gone."""
@@ -60,31 +75,44 @@ class Spawner:
             self.on_beat()
         elif isinstance(value.get("end"), int) and value["end"] in self.agents:
             os.kill(value["end"], signal.SIGKILL)
-        elif isinstance(value.get("agent"), str) and isinstance(value.get("n"), int):
-            self._spawn(value["agent"], value["n"])
+        elif isinstance(value.get("n"), int):
+            self._asked(value, value["n"])
         return True
 
-    def _spawn(self, name: str, n: int) -> None:
-        user, refusal = self._who(name)
-        if user is None:
-            self._send({"n": n, "error": refusal.to_json()})
+    def _asked(self, value: dict[str, object], n: int) -> None:
+        """An agent or a service is wanted."""
+        name = value.get("agent")
+        if isinstance(name, str):
+            user, refusal = self._who(name)
+            if user is None:
+                self._send({"n": n, "error": refusal.to_json()})
+            else:
+                self._spawn({"n": n}, name, lambda channel: self._be_agent(user, channel))
             return
+        kind = next((kind for kind in self.services if value.get(kind) is True), "")
+        if kind:
+            self._spawn({"n": n, kind: True}, kind, lambda channel: self._be_service(self.services[kind], channel))
+
+    def _spawn(self, answer: dict[str, object], name: str, serve: Callable[[socket.socket], None]) -> None:
+        """Fork a child that serves, and pass the runner a socket to it."""
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as trouble:
-            self._send({"n": n, "error": deferred("4.3.0", f"no socket for an agent: {trouble.strerror}").to_json()})
+            self._refuse(answer, f"no socket for a delivery process: {trouble.strerror}")
             return
         with ours, theirs:
             try:
                 pid = os.fork()
             except OSError as trouble:
-                refusal = deferred("4.3.0", f"cannot start an agent: {trouble.strerror}")
-                self._send({"n": n, "error": refusal.to_json()})
+                self._refuse(answer, f"cannot start a delivery process: {trouble.strerror}")
                 return
             if pid == 0:
-                self._child(user, theirs.fileno())
+                self._child(name, theirs.fileno(), serve)
             self.agents[pid] = name
-            self._send({"n": n, "pid": pid}, ours.fileno())
+            self._send({**answer, "pid": pid}, ours.fileno())
+
+    def _refuse(self, answer: dict[str, object], reason: str) -> None:
+        self._send({**answer, "error": deferred("4.3.0", reason).to_json()})
 
     def _who(self, name: str) -> tuple[User | None, Outcome]:
         if len(self.agents) >= MAX_AGENTS:
@@ -97,20 +125,30 @@ class Spawner:
             return None, deferred("4.3.0", f"cannot look up user {name}: {trouble}")
         return user, failed("5.1.1", f"no such user: {name}")
 
-    def _child(self, user: User, channel: int) -> None:
-        """In the child: become the user, serve, end. It never returns."""
+    def _child(self, name: str, channel: int, serve: Callable[[socket.socket], None]) -> None:
+        """In the child: start clean, become whom it serves, serve, end. It never returns."""
         code = identity.EX_TEMPFAIL
         try:
             # Above everything else, so that what was open here is closed before anything is the user's.
             identity.clean({channel} | self.kept)
-            if self.is_root:
-                identity.become(user, saved_group=self.settings.mailbox_group)
-            agent.serve(socket.socket(fileno=channel), user, self.settings)
+            serve(socket.socket(fileno=channel))
             code = 0
         except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
-            self.log(3, f"agent of {user.name}: {type(problem).__name__}: {problem}")
+            self.log(3, f"delivery process of {name}: {type(problem).__name__}: {problem}")
         finally:
             os._exit(code)
+
+    def _be_agent(self, user: User, channel: socket.socket) -> None:
+        if self.is_root:
+            identity.become(user, saved_group=self.settings.mailbox_group)
+        agent.serve(channel, user, self.settings)
+
+    def _be_service(self, service: Service, channel: socket.socket) -> None:
+        serve = service.prepare()
+        if service.user is not None:
+            identity.become(service.user)
+        identity.harden(self.pid)
+        serve(channel)
 
     def _send(self, value: dict[str, object], fd: int | None = None) -> None:
         packet = request.encode(value)

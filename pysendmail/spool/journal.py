@@ -6,7 +6,7 @@ line is written: losing a done mark makes a duplicate after a power cut, never a
 
     expanded   recipient r became these targets          {"r": 0, "t": [[0, TARGET], [1, TARGET]]}
     forwarded  target n became these (a .forward)        {"n": 1, "t": [[2, TARGET]]}
-    delivered  target n is done                          {"n": 0, "o": OUTCOME}
+    delivered  target n is done                          {"n": 0, "o": OUTCOME, "handed": "relayed"}
     failed     target n is done, in vain                 {"n": 0, "o": OUTCOME}
     deferred   targets ns wait                           {"n": [0, 2], "o": OUTCOME}
     tried      one more pass is over                     {"attempts": 3}
@@ -87,6 +87,7 @@ class Progress:
     target: Target
     outcome: Outcome | None = None
     is_replaced: bool = False  # its .forward's targets have taken its place
+    handed: str = ""  # to a host that will report success itself, or to one that takes part in no reports
     is_reported: bool = False  # its final outcome is told, or needs no telling
 
     @property
@@ -119,7 +120,8 @@ class State:
                 parent.is_replaced = True
                 self._add(parent.recipient, data["t"])
             case "delivered" | "failed":
-                self.progress[data["n"]].outcome = Outcome.from_json(data["o"])
+                progress = self.progress[data["n"]]
+                progress.outcome, progress.handed = Outcome.from_json(data["o"]), str(data.get("handed", ""))
             case "deferred":
                 self.last = Outcome.from_json(data["o"])
                 for number in data["n"]:

@@ -1,0 +1,87 @@
+"""From a pass to shipments: what of a message goes to other hosts, or by LMTP into a mailbox store.
+
+Targets that go to the same hosts with the same sender travel together, one transaction for all of them. An answer comes
+back as one outcome for each target, with what it means for reports: HANDED_ON, the next host will report what was asked
+for; RELAYED, it takes part in no reports, so that "relayed" is the last that the sender hears (RFC 3461 section 5.2.2).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..config import Config
+from ..deliver.shipment import Answer, Shipment, groups
+from ..mail.envelope import Recipient
+from ..mail.outcome import Outcome
+from ..mail.target import MAILBOX, Target
+from ..route.router import Hop, Router
+from ..spool.queue import Message, Queue
+from .relays import Job, Relays
+
+HANDED_ON, RELAYED = "handed on", "relayed"
+LMTP = "lmtp:"
+
+# (target number, outcome, how it was handed over, when to try again (0.0 = by the schedule), whether a host was asked)
+Returned = Callable[[int, Outcome, str, float, bool], None]
+
+
+class Outgoing:
+    """Groups targets, and hands them to the relays."""
+
+    def __init__(self, queue: Queue, relays: Relays, router: Router, config: Config) -> None:
+        self._queue = queue
+        self._relays = relays
+        self._router = router
+        self._store = config.local.mailbox if config.local.mailbox.startswith(LMTP) else ""
+        self._number = 0
+
+    @property
+    def has_store(self) -> bool:
+        """Whether mailboxes are somebody else's business."""
+        return bool(self._store)
+
+    def hop(self, target: Target) -> Hop:
+        """Where a target goes next."""
+        if target.kind == MAILBOX:
+            return Hop(self._router.hostname, (self._store,))
+        return self._router.hop(target.address)
+
+    def ship(self, message: Message, numbers: list[int], returned: Returned) -> None:
+        """Send these targets of a message on their way; `returned` is called once for each, later."""
+        progress, sender = message.state.progress, message.envelope.sender
+        together: dict[tuple[Hop, str], list[int]] = {}
+        for number in numbers:
+            target = progress[number].target
+            key = (self.hop(target), sender if target.sender is None else target.sender)
+            together.setdefault(key, []).append(number)
+        for (hop, from_), members in together.items():
+            recipients = [_recipient(message, number) for number in members]
+            first = 0
+            for group in groups(recipients):
+                self._send(message, hop, from_, group, members[first:first + len(group)], returned)
+                first += len(group)
+
+    def _send(self, message: Message, hop: Hop, sender: str, group: tuple[Recipient, ...], members: list[int],
+              returned: Returned) -> None:
+        envelope = message.envelope
+        is_list = sender != envelope.sender  # a list is the sender of its own mail, and hears of it itself
+        self._number += 1
+        shipment = Shipment(self._number, message.id, message.offset, message.length, sender, group, hop.domain, hop.hosts,
+                            envelope.smtputf8, "" if is_list else envelope.ret, "" if is_list else envelope.envid)
+
+        def done(answer: Answer, due: float) -> None:
+            handed = HANDED_ON if answer.dsn_is_passed else RELAYED
+            for number, outcome in zip(members, answer.outcomes, strict=True):
+                where = outcome if outcome.remote_mta or not answer.relay else replace(outcome, remote_mta=answer.relay)
+                returned(number, where, handed if outcome.is_delivered else "", due, answer.is_tried)
+
+        self._relays.deliver(Job(shipment, lambda: self._queue.open(message), done))
+
+
+def _recipient(message: Message, number: int) -> Recipient:
+    """The recipient of a target as the next host is to know it: what was asked for goes along (RFC 3461 section
+    5.2)."""
+    progress = message.state.progress[number]
+    asked, target = message.envelope.recipients[progress.recipient], progress.target
+    if target.sender is not None or not (asked.notify or asked.orcpt):
+        return Recipient(target.address)
+    return Recipient(target.address, asked.notify, asked.orcpt or f"rfc822;{asked.address}")
