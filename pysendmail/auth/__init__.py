@@ -1,1 +1,93 @@
-"""Who sent this: SPF, DKIM and DMARC through libraries."""
+"""Who a client is, and whether its mail may pass: what a listener asks, as values and protocols.
+
+A listener knows SMTP and nothing about passwords, filters or signatures. It is given an `Authenticator` and an
+`Examiner` (daemon/scanning.py makes both) and asks them at the places that the protocols below name. Every answer is an
+SMTP reply that goes to the client, or None = no objection. What cannot be found out is a 4xx, never a yes.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..mail.changes import Draft
+from ..mail.envelope import Origin
+from ..smtp.reply import Reply
+from ..smtp.requests import LoginGiven
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The other end of a connection. address: IPv4 or IPv6 without brackets, "" = a socket in the file system.
+
+    name: what DNS says of the address, and of that name again; "" = nothing, or not looked up. is_trusted: it may relay
+    by its address (not by a login).
+    """
+
+    address: str = ""
+    port: int = 0
+    name: str = ""
+    is_trusted: bool = False
+
+
+class Authenticator(Protocol):
+    """Who knows passwords."""
+
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        """Those of smtp.profile.MECHANISMS that can be offered; none without a back end."""
+
+    async def authenticate(self, login: LoginGiven, client: Client) -> Reply:
+        """235, 535 or 454; a 421 for a client that has failed too often. It has been logged."""
+
+    def may_send(self, user: str, sender: str) -> bool:
+        """Whether a client who is logged in may use this envelope sender ("" = null)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What becomes of a message that has come to its end.
+
+    refusal: what the client hears instead of 250. draft: as it is to be queued, with `envelope.scanned`; its text is
+    the same object as the one that was judged if nothing was changed, and envelope.hold says why if it is to be held.
+    is_dropped: the client hears 250, and the message goes nowhere; that has been logged.
+    """
+
+    draft: Draft
+    refusal: Reply | None = None
+    is_dropped: bool = False
+
+
+class Examination(Protocol):
+    """One session, in the order in which things happen. What was not told before `judge` is caught up with there, from
+    the envelope; but only what is told at its time can be refused at its time."""
+
+    async def connected(self, client: Client) -> Reply | None:
+        """Before the greeting. A 421 ends the session; another refusal stays in force for all of its mail."""
+
+    async def hello(self, name: str) -> Reply | None:
+        """HELO, EHLO or LHLO."""
+
+    async def sender(self, address: str, origin: Origin) -> Reply | None:
+        """MAIL. origin: with TLS and login as they are now."""
+
+    async def recipient(self, address: str) -> Reply | None:
+        """RCPT, after it has been found that this recipient is one."""
+
+    async def judge(self, draft: Draft) -> Judgement:
+        """The whole message, before its 250. Of a draft that is refused or dropped nothing is to be queued."""
+
+    def drop(self) -> None:
+        """The transaction is void: RSET, EHLO, or a message that came to no end."""
+
+    def close(self) -> None:
+        """The session is over."""
+
+
+class Examiner(Protocol):
+    """Who looks at mail."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is anything to ask; False: mail need not be examined at all."""
+
+    def begin(self, client: Client) -> Examination:
+        """A new session with this client."""
