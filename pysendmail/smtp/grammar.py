@@ -27,7 +27,6 @@ MAX_COMMAND = 2048  # bytes of a command line with its line end; RFC 5321 wants 
 MAX_AUTH = 12 * 1024 + 2  # bytes of a line in an AUTH exchange (RFC 4954 section 4)
 MAX_LOCAL = 512  # characters of a local part; RFC 5321 wants 64, VERP and SRS make longer ones
 MAX_DOMAIN = 255
-MAX_LABEL = 63
 MAX_ENVID = 100  # RFC 3461 section 4.4
 MAX_ORCPT = 500  # RFC 3461 section 4.2
 MAX_SIZE_DIGITS = 20  # RFC 1870 section 5
@@ -37,6 +36,8 @@ _CONTROL = bytes(range(32)) + b"\x7f"
 _LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\U0010ffff-]+"
 _QUOTED = r'"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"'
 _DOMAIN = r"\[[^\[\]\\\x00-\x20\x7f]*\]|[A-Za-z0-9_.\x80-\U0010ffff-]+"
+_LABEL = r"(?!-)[A-Za-z0-9_\x80-\U0010ffff-]{1,63}(?<!-)"
+_LABELS = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 _ADDRESS = re.compile(f"(?P<local>{_LOCAL}|{_QUOTED})(?:@(?P<domain>{_DOMAIN}))?")
 _ROUTE = re.compile(r"@[^:<>\"\s]*:")
 _PLAIN_LOCAL = re.compile(_LOCAL)
@@ -213,11 +214,7 @@ def is_domain(domain: str) -> bool:
     """Whether this is a domain name (letters, digits, "-" and "_"; perhaps a final dot) or an address literal."""
     if domain.startswith("["):
         return is_literal(domain)
-    if not 0 < len(domain) <= MAX_DOMAIN or not domain.isprintable():
-        return False
-    labels = domain.removesuffix(".").split(".")
-    return all(0 < len(label) <= MAX_LABEL and not label.startswith("-") and not label.endswith("-")
-               and all(c > "\x7f" or c.isalnum() or c in "-_" for c in label) for label in labels)
+    return len(domain) <= MAX_DOMAIN and bool(_LABELS.fullmatch(domain)) and domain.isprintable()
 
 
 def is_literal(text: str) -> bool:

@@ -68,8 +68,8 @@ class Server(Session):
     def answer(self, answer: Reply | None = None) -> None:
         """The decision that is awaited. None = yes, in our words; a 421 ends the session.
 
-        ContentEnded takes no None, and in LMTP one answer for every recipient. Nothing happens once the session has
-        ended underneath the decision. Raises LocalError for what is no answer.
+        ContentEnded takes no None, and in LMTP one answer for every recipient; a yes to EHLO is always in our words.
+        Nothing happens once the session has ended underneath the decision. Raises LocalError for what is no answer.
         """
         asked = self._open
         if self._state is State.CLOSED:
