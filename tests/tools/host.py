@@ -365,7 +365,10 @@ class Host:
     def wait_empty(self, within: float = WITHIN) -> None:
         """Until the queue is empty."""
         def is_empty() -> bool:
-            seen = self.status()
+            try:
+                seen = self.status()
+            except ask.Unanswered:  # a runner that has just ended
+                return False
             return not (seen["active"] or seen["waiting"] or seen["held"] or self.files("drop/new", "intake"))
 
         self.wait_until(is_empty, "an empty queue", within=within)
