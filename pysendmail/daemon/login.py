@@ -28,10 +28,9 @@ class NoToken(Exception):
 class Login:
     """The login of one relay process. clock: seconds that never go back."""
 
-    def __init__(self, settings: RelaySettings, clock: Callable[[], float], limit: float = LIMIT) -> None:
+    def __init__(self, settings: RelaySettings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._limit = limit
         self._token = ""
         self._until = 0.0
         self._lock = asyncio.Lock()
@@ -56,20 +55,29 @@ class Login:
             return Credentials(settings.username, token=self._token)
 
     async def _run(self, command: str) -> str:
+        loop = asyncio.get_running_loop()
+        read, write = os.pipe()
+        reader = asyncio.StreamReader()
+        file = open(read, "rb", 0)  # noqa: SIM115 - the pipe closes it
+        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), file)
         try:
             child = await asyncio.create_subprocess_exec(
-                SHELL, "-c", command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+                SHELL, "-c", command, stdin=asyncio.subprocess.DEVNULL, stdout=write,
                 stderr=asyncio.subprocess.DEVNULL, env={"PATH": PATH, "LANG": "C.UTF-8"}, cwd="/",
                 start_new_session=True)
         except OSError as trouble:
+            pipe.close()
             raise NoToken(f"cannot start the token command: {trouble.strerror}")
+        finally:
+            os.close(write)
         try:
-            async with asyncio.timeout(self._limit):
-                output = await _read(child)
+            async with asyncio.timeout(LIMIT):
+                output = await _first_line(reader)
                 code = await child.wait()
         except TimeoutError:
-            raise NoToken(f"the token command did not end within {self._limit:g} seconds")
+            raise NoToken(f"the token command did not end within {LIMIT:g} seconds")
         finally:
+            pipe.close()
             if child.returncode is None:
                 _end(child.pid)
                 await child.wait()
@@ -78,12 +86,13 @@ class Login:
         return _token_of(output)
 
 
-async def _read(child: asyncio.subprocess.Process) -> bytes:
-    """The first line that it prints, up to a limit beyond which it cannot be a token. What it leaves behind may keep the
-    pipe open for ever."""
-    assert child.stdout is not None
+async def _first_line(reader: asyncio.StreamReader) -> bytes:
+    """What it prints, up to the end of the first line, or to a limit beyond which it cannot be a token.
+
+    Nothing waits for the end of the pipe, which what the command leaves behind may keep open for ever.
+    """
     output = b""
-    while b"\n" not in output and len(output) <= MAX_OUTPUT and (data := await child.stdout.read(MAX_OUTPUT)):
+    while b"\n" not in output and len(output) <= MAX_OUTPUT and (data := await reader.read(MAX_OUTPUT)):
         output += data
     return output
 

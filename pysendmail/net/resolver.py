@@ -307,7 +307,7 @@ def read_reply(reply: dns.message.Message, kind: Kind) -> tuple[Answer, str]:
     if reply.rcode() == dns.rcode.NXDOMAIN:  # of the last name of the chain (RFC 6604 section 3)
         return Answer(State.NO_NAME, ttl=ttl), ""
     if chain.cnames and not authority:  # the server has not looked at where the alias leads
-        return Answer(State.NO_DATA, ttl=ttl), str(chain.canonical_name.to_text(omit_final_dot=True))
+        return Answer(State.NO_DATA, ttl=ttl), str(chain.canonical_name.to_text().rstrip("."))
     if authority == {dns.rdatatype.NS} and not reply.flags & dns.flags.AA:
         return Answer(State.TROUBLE, words="DNS server does not resolve, it refers to others"), ""
     return Answer(State.NO_DATA, ttl=ttl), ""
@@ -316,7 +316,7 @@ def read_reply(reply: dns.message.Message, kind: Kind) -> tuple[Answer, str]:
 def _records(found: dns.rrset.RRset, kind: Kind) -> tuple[tuple[int, str], ...]:
     records: Sequence[object] = list(found)[:MAX_RECORDS]
     if kind is Kind.MX:
-        return tuple((int(one.preference), one.exchange.to_text(omit_final_dot=True)) for one in records
+        return tuple((int(one.preference), one.exchange.to_text().rstrip(".")) for one in records
                      if isinstance(one, dns.rdtypes.ANY.MX.MX))
     return tuple((0, str(one.address)) for one in records
                  if isinstance(one, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA))

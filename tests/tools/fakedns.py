@@ -23,6 +23,7 @@ import dns.rdatatype
 import dns.rrset
 
 TTL = 300
+TRIES = 50
 Table = Mapping[tuple[str, str], Any]
 
 
@@ -36,10 +37,16 @@ class FakeDns:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._udp, _ = await loop.create_datagram_endpoint(lambda: _Udp(self), ("127.0.0.1", 0))
-        self.port = self._udp.get_extra_info("sockname")[1]
-        self._tcp = await asyncio.start_server(self._serve_tcp, "127.0.0.1", self.port)
-        return self
+        for _ in range(TRIES):
+            self._udp, _ = await loop.create_datagram_endpoint(lambda: _Udp(self), ("127.0.0.1", 0))
+            self.port = self._udp.get_extra_info("sockname")[1]
+            try:
+                self._tcp = await asyncio.start_server(self._serve_tcp, "127.0.0.1", self.port)
+            except OSError:  # somebody has this port for TCP
+                self._udp.close()
+                continue
+            return self
+        raise AssertionError("no port that is free for UDP and TCP")
 
     async def __aexit__(self, kind: type[BaseException] | None, problem: BaseException | None,
                         trace: TracebackType | None) -> None:

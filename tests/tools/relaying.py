@@ -15,18 +15,26 @@ from pysendmail.deliver.shipment import Answer, Shipment
 from pysendmail.mail.envelope import Recipient
 from pysendmail.smtp.client import TIMEOUTS
 from tests.tools.fakedns import FakeDns
+from tests.tools.smtpsink import Sink
 
 PATIENCE = 0.25  # seconds for each step of a conversation, in tests of what happens when it is over
 TEXT = b"From: a@example.org\nTo: b@example.net\nSubject: x\n\n.a dot\ntext\n"
 
 
 def world(dns: FakeDns | None = None, *, port: int = 25, patience: float = 20.0, **changes: Any) -> World:
-    return World(resolv_conf="/nonexistent", dns_port=dns.port if dns else 9, dns_lifetime=5.0, smtp_port=port,
-                 hosts_file="/nonexistent", timeouts=dict.fromkeys(TIMEOUTS, patience), loopback_is_own=False, **changes)
+    defaults: dict[str, Any] = {"hosts_file": "/nonexistent", "loopback_is_own": False, "dns_lifetime": 5.0}
+    return World(resolv_conf="/nonexistent", dns_port=dns.port if dns else 9, smtp_port=port,
+                 timeouts=dict.fromkeys(TIMEOUTS, patience), **(defaults | changes))
 
 
 def config(hostname: str = "us.example", **relay: Any) -> Config:
     return Config(hostname=hostname, relay=RelaySettings(**relay))
+
+
+def endpoint(sink: Sink) -> str:
+    """A sink as the settings name a host."""
+    host, port = sink.address
+    return f"{host}:{port}"
 
 
 class Relaying:
