@@ -31,6 +31,12 @@ def shown(text: str, limit: int = MAX_FIELD) -> str:
     return safe if len(text) <= limit else safe + "..."
 
 
+def _one_word(address: str) -> str:
+    """An address in a line that fail2ban reads: a blank or a bracket in a quoted local part could end it, go on with
+    `relay=[` and have another host banned."""
+    return "".join(_escape(c) if c in " <>" else c for c in shown(address))
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\x{code:02x}"
@@ -130,10 +136,11 @@ class Events:
         self._log(INFO, f"stopping daemon, reason={reason}")
 
     def accepted(self, queue_id: str, sender: str, size: int, recipients: int, message_id: str, relay: str, *,
-                 body: str = "", protocol: str = "") -> None:
-        """A message is in the queue. relay: login@localhost for a command, the client otherwise."""
+                 body: str = "", protocol: str = "", daemon: str = "") -> None:
+        """A message is in the queue. relay: login@localhost for a command, the client otherwise. daemon: by SMTP."""
         self.counts["accepted"] += 1
-        extra = (f", bodytype={body.upper()}" if body else "") + (f", proto={protocol}" if protocol else "")
+        extra = (f", bodytype={body.upper()}" if body else "") + (f", proto={protocol}" if protocol else "") + (
+            f", daemon={daemon}" if daemon else "")
         self._log(INFO, f"{queue_id}: from=<{shown(sender)}>, size={size}, class=0, nrcpts={recipients}, "
                         f"msgid={shown(message_id)}{extra}, relay={shown(relay)}")
 
@@ -176,3 +183,74 @@ class Events:
         """Something an administrator must look at."""
         self.counts["trouble"] += 1
         self._log(ERROR, f"SYSERR(root): {shown(text, MAX_LINE)}")
+
+
+class ClientEvents(Events):
+    """What happens with clients of a listener. relay: `name [address]`; ids are the message's that is under way.
+
+    The words are sendmail's, which fail2ban and logwatch look for.
+    """
+
+    def turned_away(self, queue_id: str, host: str, address: str, relay: str, words: str) -> None:
+        """A client did not get in. words: code, status, text."""
+        self.counts["turned away"] += 1
+        self._log(NOTICE, f"{queue_id}: ruleset=check_relay, arg1={shown(host)}, arg2={shown(address)}, "
+                          f"relay={shown(relay)}, reject={shown(words)}")
+
+    def rejected(self, queue_id: str, ruleset: str, argument: str, relay: str, words: str) -> None:
+        """A sender or recipient was refused, with these words behind `argument`, or put off. ruleset: check_mail ..."""
+        self.counts["rejected"] += 1
+        code, _, rest = words.partition(" ")
+        status, _, text = rest.partition(" ")
+        address = _one_word(argument)
+        self._log(NOTICE, f"{queue_id}: ruleset={ruleset}, arg1=<{address}>, relay={shown(relay)}, "
+                          f"reject={code} {status} <{address}>... {shown(text)}")
+
+    def content_refused(self, queue_id: str, relay: str, words: str) -> None:
+        """A message was refused at its end, or in the middle of it."""
+        self.counts["rejected"] += 1
+        self._log(NOTICE, f"{queue_id}: from {shown(relay)}, content is not taken, reject={shown(words)}")
+
+    def lost(self, queue_id: str, relay: str, daemon: str, after: str) -> None:
+        """A client went without a word. after: its last command."""
+        self.counts["lost"] += 1
+        self._log(NOTICE, f"{queue_id}: lost input channel from {shown(relay)} to {daemon} after {after}")
+
+    def timed_out(self, queue_id: str, relay: str, where: str) -> None:
+        """A client was too slow. where: "server cmd read", "message read"."""
+        self.counts["timed out"] += 1
+        self._log(NOTICE, f"{queue_id}: timeout waiting for input from {shown(relay)} during {where}")
+
+    def idled(self, queue_id: str, relay: str, daemon: str) -> None:
+        """A client came and went without a message."""
+        self._log(INFO, f"{queue_id}: {shown(relay)} did not issue MAIL/EXPN/VRFY/ETRN during connection to {daemon}")
+
+    def talked_early(self, queue_id: str, relay: str, seconds: float) -> None:
+        """A client did not wait for the greeting."""
+        self.counts["turned away"] += 1
+        self._log(NOTICE, f"{queue_id}: rejecting commands from {shown(relay)} due to pre-greeting traffic after "
+                          f"{int(seconds)} seconds")
+
+    def shown_out(self, queue_id: str, relay: str, why: str) -> None:
+        """We ended a session: too many errors, another protocol ..."""
+        self._log(NOTICE, f"{queue_id}: {shown(relay)}: session ended: {shown(why)}")
+
+    def encrypted(self, relay: str, version: str, cipher: str, bits: int) -> None:
+        self._log(INFO, f"STARTTLS=server, relay={shown(relay)}, version={shown(version)}, verify=NO, "
+                        f"cipher={shown(cipher)}, bits={bits}/{bits}")
+
+    def not_encrypted(self, relay: str, why: str) -> None:
+        self._log(NOTICE, f"STARTTLS=server, error: accept failed: {shown(why)}, relay={shown(relay)}")
+
+    def logged_in(self, relay: str, user: str, mechanism: str) -> None:
+        self.counts["logins"] += 1
+        self._log(INFO, f"AUTH=server, relay={shown(relay)}, authid={shown(user)}, mech={mechanism}, bits=0")
+
+    def login_failed(self, relay: str, user: str, mechanism: str) -> None:
+        self.counts["failed logins"] += 1
+        self._log(NOTICE, f"AUTH failure ({mechanism}): authentication failure: checkpass failed, user={shown(user)}, "
+                          f"relay={shown(relay)}")
+
+    def attacked(self, queue_id: str, relay: str, count: int) -> None:
+        """A client guesses passwords."""
+        self._log(NOTICE, f"{queue_id}: {shown(relay)}: possible SMTP attack: command=AUTH, count={count}")

@@ -1,0 +1,236 @@
+"""What a listener accepts, on its way into smtp/new: held in memory while it is small, then one file and one sync.
+
+    incoming = inbox.begin(queue_id)
+    incoming.add(data)                        as it comes
+    incoming.open(envelope, start, ...)       make the file; a message that is all there is written at once
+    inbox.commit(incoming, done)              done(None): it is safe; done(trouble): it is nowhere
+    incoming.give_up()                        at any time before the commit
+
+The order is that of docs/ARCHITECTURE.md, "Commit point": create smtp/tmp/ID, locked; write; rename to smtp/new/ID;
+fsync; close; 250. Messages that are complete at the same moment share the work of their syncs (spool/shared_sync.py),
+which happen in one thread, so that a slow disk holds up whoever waits for it and nobody else: what arrives while a sync
+is under way goes into the next one. The lock tells the runner that the sync has not returned; a datagram calls it once
+it has, and its own scan finds what that does not.
+
+Whatever fails, no file is left and the client hears 451. A file whose sync failed is never synced again.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from ..mail.envelope import Envelope, to_fields
+from ..paths import Paths
+from ..spool import durable, queue_id, record
+from ..spool.queue_file import needs_directory_sync
+from ..spool.shared_sync import sync_all
+
+MODE = 0o640  # the runner reads it as a member of the group of smtp/new, which the directory's set-gid bit gives
+HOLD = 256 * 1024  # bytes of a message that are held in memory: the longest header and more
+ROOM_EVERY = 1.0  # seconds that an answer about free space is good for
+ABANDONED = 3600.0  # seconds after which a file in smtp/tmp has no writer any more
+
+Done = Callable[[OSError | None], None]
+
+
+class Incoming:
+    """One message on its way in. id: its queue id, and the name of its file. size: bytes of content so far."""
+
+    __slots__ = ("_crc", "_fd", "_is_whole", "_length", "_offset", "_parts", "_paths", "id", "size")
+
+    def __init__(self, paths: Paths, found: str) -> None:
+        self._paths = paths
+        self.id = found
+        self.size = 0
+        self._parts: list[bytes] = []
+        self._fd = -1
+        self._offset = self._length = self._crc = 0
+        self._is_whole = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether all of it is in memory, and there is no file."""
+        return self._fd < 0
+
+    @property
+    def path(self) -> str:
+        return f"{self._paths.smtp_new}/{self.id}"
+
+    def add(self, data: bytes) -> None:
+        """More of the content. Raises OSError."""
+        self.size += len(data)
+        if self._fd < 0:
+            self._parts.append(data)
+            return
+        self._crc = record.crc(data, self._crc)
+        self._length += len(data)
+        durable.write_all(self._fd, data)
+
+    def held(self) -> bytes:
+        """The content, as far as it is in memory."""
+        if len(self._parts) > 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0] if self._parts else b""
+
+    def open(self, envelope: Envelope, start: bytes, *, is_whole: bool) -> None:
+        """Make the file. start: what it begins with behind the envelope, in the place of what was held so far.
+
+        is_whole: nothing will be added. Raises OSError.
+        """
+        block = record.field_lines(to_fields(envelope))
+        self._offset = record.FIRST_LENGTH + len(block)
+        if self._offset > record.MAX_BLOCK:
+            raise OSError(27, "too many recipients for one message")
+        self._crc = record.crc(start, record.crc(block))
+        self._length = self._offset + len(start)
+        self._is_whole = is_whole
+        self._fd = durable.create(f"{self._paths.smtp_tmp}/{self.id}", MODE)
+        durable.lock(self._fd)
+        first = record.first_line(self._offset, self._length, self._crc) if is_whole else bytes(record.FIRST_LENGTH)
+        durable.write_all(self._fd, first + block + start)
+        self._parts = []
+
+    def publish(self) -> int:
+        """Give the file its lasting name; the descriptor, to be synced, then closed. Raises OSError."""
+        if not self._is_whole:
+            durable.write_at(self._fd, record.first_line(self._offset, self._length, self._crc), 0)
+        durable.rename(f"{self._paths.smtp_tmp}/{self.id}", self.path)
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def give_up(self) -> None:
+        """Forget what there is of it."""
+        self._parts = []
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            try:
+                durable.unlink(f"{self._paths.smtp_tmp}/{self.id}")
+            except OSError:
+                pass  # swept up later
+
+
+class Inbox:
+    """The way into smtp/new for all sessions of one listener.
+
+    ids: of this process alone. free_space, free_inodes: what others must be left (bytes, inodes). clock: monotonic.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, ids: queue_id.Ids, *, free_space: int,
+                 free_inodes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._loop = loop
+        self._paths = paths
+        self._ids = ids
+        self._free_space, self._free_inodes = free_space, free_inodes
+        self._clock = clock
+        self._directory = paths.smtp_new if needs_directory_sync(paths.smtp_new) else ""
+        self._worker = ThreadPoolExecutor(1, "sync")
+        self._waiting: list[tuple[Incoming, int, Done]] = []
+        self._is_syncing = False
+        self._room = 0
+        self._room_until = 0.0
+        self._bell: socket.socket | None = None
+        self.pending = 0  # messages that are being committed
+
+    def new_id(self) -> str:
+        return self._ids.new()
+
+    def begin(self, found: str) -> Incoming:
+        return Incoming(self._paths, found)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a message of `size` bytes can be taken. Raises OSError."""
+        now = self._clock()
+        if now >= self._room_until:
+            seen = os.statvfs(self._paths.smtp_tmp)
+            has_inodes = not seen.f_files or seen.f_favail >= self._free_inodes  # some file systems count no inodes
+            self._room = seen.f_bavail * seen.f_frsize if has_inodes else -1
+            self._room_until = now + ROOM_EVERY
+        return self._room >= max(self._free_space, size + size // 2)
+
+    def commit(self, incoming: Incoming, done: Done) -> None:
+        """Make an opened message safe. done is called once, later."""
+        self.pending += 1
+        try:
+            fd = incoming.publish()
+        except OSError as trouble:
+            incoming.give_up()
+            self._loop.call_soon(self._finish, done, trouble)
+            return
+        self._waiting.append((incoming, fd, done))
+        if not self._is_syncing:
+            self._is_syncing = True
+            self._loop.call_soon(self._sync)  # with those that become complete in this turn of the loop
+
+    def _sync(self) -> None:
+        batch, self._waiting = self._waiting, []
+        work = self._loop.run_in_executor(self._worker, sync_all, [fd for _, fd, _ in batch], self._directory)
+        work.add_done_callback(lambda future: self._synced(batch, future.result()))
+
+    def _synced(self, batch: list[tuple[Incoming, int, Done]], results: list[OSError | None]) -> None:
+        if self._waiting:
+            self._sync()
+        else:
+            self._is_syncing = False
+        is_any_safe = False
+        for (incoming, fd, done), trouble in zip(batch, results, strict=True):
+            if trouble is not None:
+                _withdraw(incoming.path)
+            os.close(fd)  # and with it the lock: the runner may take it
+            # From here on the message is safe, if there was no trouble.
+            is_any_safe = is_any_safe or trouble is None
+            self._finish(done, trouble)
+        if is_any_safe:
+            self._wake()
+
+    def _finish(self, done: Done, trouble: OSError | None) -> None:
+        self.pending -= 1
+        done(trouble)
+
+    def _wake(self) -> None:
+        """Call the runner. If nobody listens, its own scan finds the files."""
+        for _ in range(2):  # the second time with a new socket: the daemon may have bound its own anew
+            try:
+                if self._bell is None:
+                    self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                    self._bell.connect(self._paths.wake)
+                self._bell.send(b"\n")
+                return
+            except BlockingIOError:
+                return  # it has been called already
+            except OSError:
+                if self._bell is not None:
+                    self._bell.close()
+                    self._bell = None
+
+    def sweep(self, now: float) -> int:
+        """Remove what killed listeners left in smtp/tmp; nobody was ever told that it is safe. How many there were.
+
+        now: seconds since the epoch.
+        """
+        removed = 0
+        with os.scandir(self._paths.smtp_tmp) as entries:
+            for entry in entries:
+                seen = entry.stat(follow_symlinks=False)
+                if now - max(seen.st_mtime, seen.st_ctime) > ABANDONED and durable.unlink(entry.path):
+                    removed += 1
+        return removed
+
+    def close(self) -> None:
+        self._worker.shutdown()
+
+
+def taken_ids(paths: Paths) -> set[str]:
+    """The ids that files of smtp/ have."""
+    return {queue_id.id_of(name) for path in (paths.smtp_tmp, paths.smtp_new) for name in os.listdir(path)} - {""}
+
+
+def _withdraw(path: str) -> None:
+    """Take back a name whose sync failed. Nobody else has taken it: it is locked."""
+    try:
+        durable.unlink(path)
+    except OSError:
+        pass  # the disk is broken: then there may be a copy too many, as after a crash

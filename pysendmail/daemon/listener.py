@@ -1,0 +1,255 @@
+"""The listener as a process: it takes SMTP and LMTP from anybody, has no privilege, and sees no queue.
+
+It is a child of the supervisor, which has bound the sockets and read the key of the certificate for it. It accepts,
+lets clients in or turns them away (admission.py), and gives each one a Session. Several listeners share the sockets:
+whichever is free takes the next client. What it accepts goes into smtp/new; nothing else of the spool is open to it.
+
+SIGTERM: take no new clients, let messages that are under way come to their end, leave. SIGHUP: the same with all the
+time that sessions may take, since others have begun to listen (a reload drops nobody).
+"""
+
+import asyncio
+import errno
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..auth.backend import Backend
+from ..config import Config
+from ..events import ClientEvents, Log
+from ..paths import Paths
+from ..route.aliases import Aliases
+from ..route.router import Router
+from ..smtp import profile
+from ..smtp.profile import Limits, Profile, Settings
+from ..smtp.reply import reply
+from ..smtp.wire import LineEnds
+from ..spool.queue_id import Ids
+from ..users import Users
+from .admission import Admission, Table, Tally, TurnedAway, load_per_processor
+from .inbox import Inbox, taken_ids
+from .policy import Client, Policy
+from .session import HANDSHAKE, Reception, Session, trouble_words
+
+FIRST_WRITER = 100  # queue ids: the runner's writers have smaller numbers
+TICK = 1.0  # seconds between looks at the clock for all sessions
+STOP_WITHIN = 8.0  # seconds for messages that are under way at SIGTERM
+ACCEPTS = 4  # clients taken at once, before others of us have their turn
+PAUSE = 1.0  # seconds without accepting, when the system has run out of something
+SWEEP_EVERY = 3600.0  # seconds between looks for abandoned files
+SPARE_FILES = 64  # descriptors besides those of sessions
+NO_LIMIT = 1_000_000_000  # messages in a session of a client who may relay
+EX_OK = 0
+
+_RUN_OUT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+DAEMONS = {"smtp": "MTA", "submission": "MSA", "submissions": "TLSMTA", "lmtp": "LMTP"}  # what the log calls a door
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A socket that is bound and listens. profile: a name of smtp/profile.py. is_proxied: PROXY headers come first."""
+
+    socket: socket.socket
+    profile: str
+    is_proxied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a listener gets from the supervisor. number: of its row in the table."""
+
+    ports: tuple[Port, ...]
+    table: Table
+    number: int
+    logins: Backend | None = None
+
+
+def run(paths: Paths, config: Config, users: Users, log: Log, share: Share) -> int:
+    """The whole life of a listener; its exit code."""
+    _raise_limit(2 * config.limits.sessions + SPARE_FILES)
+    return asyncio.run(_serve(paths, config, users, ClientEvents(log), share))
+
+
+async def _serve(paths: Paths, config: Config, users: Users, events: ClientEvents, share: Share) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[float] = loop.create_future()
+
+    def end(seconds: float) -> None:
+        if not stop.done():
+            stop.set_result(seconds)
+
+    loop.add_signal_handler(signal.SIGTERM, end, STOP_WITHIN)
+    loop.add_signal_handler(signal.SIGINT, end, STOP_WITHIN)
+    loop.add_signal_handler(signal.SIGHUP, end, float(config.limits.session_time))
+    listener = Listener(loop, paths, config, users, events, share)
+    listener.open()
+    seconds = await stop
+    await listener.drain(seconds)
+    return EX_OK
+
+
+class Listener:
+    """Accepts clients and looks after their sessions. clock: seconds since the epoch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users,
+                 events: ClientEvents, share: Share, clock: Callable[[], float] = time.time) -> None:
+        self._loop = loop
+        self._config = config
+        self._events = events
+        self._ports = share.ports
+        self._clock = clock
+        self._tally = Tally(share.table, share.number)
+        self._load = load_per_processor()
+        limits = config.limits
+        router = Router(config)
+        aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
+        self._admission = Admission(self._tally, limits, lambda: self._load)
+        ids = Ids(FIRST_WRITER + share.number, clock, taken_ids(paths))
+        self._inbox = Inbox(loop, paths, ids, free_space=limits.free_space, free_inodes=limits.free_inodes)
+        self._policy = Policy(config, router, aliases, users, time.monotonic, events.warned)
+        self._reception = Reception(loop, config, events, self._policy, self._admission, self._inbox, clock,
+                                    share.logins)
+        self._next_sweep = 0.0
+        self._ticker: asyncio.TimerHandle | None = None
+        self._opening: set[asyncio.Task[None]] = set()
+        self._settings: dict[tuple[str, bool, bool], Settings] = {}
+
+    # ---- its life
+
+    def open(self) -> None:
+        """Begin to accept."""
+        for port in self._ports:
+            port.socket.setblocking(False)
+        self._accept_on()
+        self._tick()
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nobody any more, and wait, at most so long, until the sessions have come to their end."""
+        for port in self._ports:
+            self._loop.remove_reader(port.socket.fileno())
+            port.socket.close()
+        end = self._loop.time() + seconds
+        for session in list(self._reception.sessions):
+            session.shut_down()
+        while (self._reception.sessions or self._inbox.pending) and self._loop.time() < end:
+            await asyncio.sleep(0.05)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._inbox.close()
+        self._policy.close()
+
+    def _tick(self) -> None:
+        """Once a second: a sign of life, and the clock for all sessions."""
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        self._tally.beat()
+        self._load = load_per_processor()
+        now, is_stressed = self._loop.time(), self._admission.is_stressed
+        for session in list(self._reception.sessions):
+            session.check(now, is_stressed=is_stressed)
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_EVERY
+            try:
+                self._inbox.sweep(self._clock())
+            except OSError as trouble:
+                self._events.warned(f"cannot look for abandoned files in smtp/tmp: {trouble.strerror}")
+
+    # ---- clients
+
+    def _accept_on(self) -> None:
+        for port in self._ports:
+            if port.socket.fileno() >= 0:
+                self._loop.add_reader(port.socket.fileno(), self._accept, port)
+
+    def _accept(self, port: Port) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                connection, peer = port.socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as trouble:
+                self._events.trouble(f"cannot accept clients: {trouble.strerror}")
+                if trouble.errno in _RUN_OUT:  # else it is the client's network that is in trouble
+                    self._pause()
+                return
+            connection.setblocking(False)
+            self._let_in(connection, peer, port)
+
+    def _pause(self) -> None:
+        for port in self._ports:
+            self._loop.remove_reader(port.socket.fileno())
+        self._loop.call_later(PAUSE, self._accept_on)
+
+    def _let_in(self, connection: socket.socket, peer: object, port: Port) -> None:
+        """Make a session of a connection, or turn it away."""
+        address, number = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
+        client = self._policy.client(address, number)
+        refusal = self._admission.enter(client.key, is_local=client.is_local)
+        if refusal is not None:
+            self._turn_away(connection, client, refusal)
+            return
+        is_encrypted = port.profile == "submissions"
+        wait = 0.0 if client.is_local or client.may_relay else float(self._config.smtpd.greeting_delay)
+        session = Session(self._reception, client, self._settings_for(client, port), DAEMONS[port.profile],
+                          is_encrypted=is_encrypted, wait=0.0 if is_encrypted else wait)
+        task = self._loop.create_task(self._connect(session, connection, client, is_encrypted=is_encrypted))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _connect(self, session: Session, connection: socket.socket, client: Client, *,
+                       is_encrypted: bool) -> None:
+        try:
+            if is_encrypted:
+                await self._loop.connect_accepted_socket(
+                    lambda: session, connection, ssl=self._reception.certificate, ssl_handshake_timeout=HANDSHAKE)
+            else:
+                await self._loop.connect_accepted_socket(lambda: session, connection)
+        except OSError as trouble:
+            self._events.not_encrypted(client.shown, trouble_words(trouble))
+            connection.close()
+            session.connection_lost(None)
+
+    def _turn_away(self, connection: socket.socket, client: Client, refusal: TurnedAway) -> None:
+        """Say why, without waiting for anything."""
+        answer = reply(421, "4.3.2", refusal.words)
+        try:
+            connection.send(answer.render())
+        except OSError:
+            pass
+        connection.close()
+        host = client.name or client.literal
+        self._events.turned_away(self._inbox.new_id(), host, client.address, client.shown, answer.words)
+
+    def _settings_for(self, client: Client, port: Port) -> Settings:
+        """The terms for a client; there are few different ones."""
+        key = port.profile, client.is_local, client.may_relay
+        found = self._settings.get(key)
+        if found is None:
+            found = self._settings[key] = self._make_settings(profile.PROFILES[port.profile], client)
+        return found
+
+    def _make_settings(self, kind: Profile, client: Client) -> Settings:
+        config = self._config
+        limits = config.limits
+        is_trusted = client.is_local or client.may_relay
+        return Settings(
+            config.hostname, kind,
+            Limits(message_size=limits.message_size, recipients=limits.recipients,
+                   messages=NO_LIMIT if is_trusted else limits.messages_per_session, command_line=limits.command_line,
+                   soft_errors=limits.soft_errors, hard_errors=limits.hard_errors,
+                   unknown_commands=limits.unknown_commands, junk_commands=limits.junk_commands),
+            offers_tls=self._reception.certificate is not None and kind is not profile.SUBMISSIONS,
+            mechanisms=profile.MECHANISMS if self._reception.logins is not None else (),
+            line_ends=LineEnds.NORMALISE if client.is_local else LineEnds.STRICT, forbids_early=not client.is_local)
+
+
+def _raise_limit(files: int) -> None:
+    """Be able to have so many files open, as far as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < files:
+        wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
