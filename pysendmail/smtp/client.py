@@ -18,8 +18,7 @@ alone says which. No exception but LocalError leaves this module.
 The driver watches the time: `timeout` seconds for the next step, counted anew when `steps` has grown (not when a byte
 arrives, so that a peer who drips gains nothing), then client.timed_out().
 
-RFC 5321, 2033 (LMTP), 2920 (PIPELINING), 1870 (SIZE), 6152 (8BITMIME), 3461 (DSN), 6531 (SMTPUTF8), 3207 (STARTTLS),
-4954 (AUTH).
+RFC 5321, 1870 (SIZE), 2033 (LMTP), 2920 (PIPELINING), 3207 (STARTTLS), 3461 (DSN), 4954 (AUTH), 6152, 6531.
 """
 
 from collections import deque
@@ -213,9 +212,11 @@ class Client:
         """The time for the present step is up."""
         self._fail(Trouble(self.stage, Kind.TIMEOUT))
 
-    def abort(self, words: str) -> None:
-        """Give up for a reason of our own, such as a message that cannot be read. No final dot will be sent."""
-        self._fail(Trouble(self.stage, Kind.ABORTED, words))
+    def abort(self, words: str, status: str = "") -> None:
+        """Give up for a reason of our own; no final dot is sent. The message is tried again, unless a status says why it
+        can never go to this peer ("5.6.3": it cannot be recoded)."""
+        kind = Kind.MESSAGE if status else Kind.ABORTED
+        self._fail(Trouble(self.stage, kind, words, status=status))
 
     def quit(self) -> None:
         """Take leave. The driver may close without waiting for Closed."""

@@ -76,6 +76,8 @@ class Base64:
         self._rest = b""
 
     def feed(self, piece: bytes, is_end: bool) -> bytes:
+        if is_end and self._end == b"\r\n":
+            piece = piece.removesuffix(b"\r")
         data = self._rest + self._owed + piece
         self._owed = self._end if is_end else b""
         whole = len(data) // _BYTES_IN_LINE * _BYTES_IN_LINE

@@ -608,6 +608,15 @@ def test_an_end_in_the_middle_of_the_message(how: str, status: str, words: str) 
     assert client.data_to_send() == b""
 
 
+def test_a_message_that_cannot_be_made_lawful_for_this_host() -> None:
+    client = sending()
+    client.abort("too many parts", "5.6.3")
+    finished = client.next_event()
+    assert isinstance(finished, Finished)
+    assert [(r.outcome.status, r.scope) for r in finished.results] == [("5.6.3", Scope.MESSAGE)] * 2
+    assert finished.results[0].outcome.reason == "too many parts (mx.example[192.0.2.1])"
+
+
 @pytest.mark.parametrize("how", ["lost", "timed_out", "abort"])
 def test_after_the_final_dot_nothing_is_known(how: str) -> None:
     client = sending()

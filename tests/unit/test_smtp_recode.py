@@ -209,6 +209,11 @@ def test_between_parts_nothing_odd_is_left() -> None:
     assert rewritten(MIXED + b"a\r\rb\0\r\n--x\n\n--x--\r\r\n") == MIXED + b"ab\n--x\n\n--x--\n"
 
 
+def test_line_ends_of_base64_text_are_crlf_once() -> None:
+    found = read(rewritten(HEAD + b"Content-Type: text/plain\n\n" + b"\xff\xff\r\n\xfe\n"))
+    assert found.get_payload(decode=True) == b"\xff\xff\r\n\xfe\r\n"
+
+
 def test_a_boundary_in_a_header_ends_that_header() -> None:
     made = rewritten(MIXED + b"--x\nX: y\n--x\nContent-Type: text/plain\n--x--\n\xff\n")
     assert made == MIXED + b"--x\nX: y\n--x\nContent-Type: text/plain\n--x--\n?\n"
