@@ -1,15 +1,24 @@
 """The runner's end of the agents: lanes for each user, a bounded number of agents, a deadline for every request.
 
-A lane holds deliveries for one user and sends them to an agent of that user, at most WINDOW at a time. Mailbox and
+A lane holds deliveries for one user and sends them to an agent of that user, at most `window` at a time. Mailbox and
 files share one lane, so that what waits is written together; commands, which may take long, have up to COMMAND_LANES
 of their own and go one at a time. Agents live for a burst: idle ones are closed, and when all places are taken the
-least recently used idle one makes room. A user can stop or stall his own agent but nobody else's: the others' lanes
-go on, and what waits for him is handed back as busy.
+least recently used idle one makes room.
 
-An agent that ends with requests unanswered leaves their outcome unknown; they are deferred, and may be duplicated.
+A user can stop or stall his own agents but nobody else's mail:
+
+    a lane that is stalled       takes nothing more, and what waits in it is handed back as busy: it is tried again soon,
+                                 and holds no place among the messages in work meanwhile
+    commands                     have half of the places at most, so that mailboxes always have the others
+    all places are taken         what waits for one is handed back as busy; a mailbox agent that has been silent for
+                                 CROWDED_AFTER makes room, dead or alive
+
+An agent that ends with requests unanswered leaves their outcome unknown; they are deferred, and may be duplicated. The
+spawner's silence, a lack of descriptors, a kernel that takes no more of them in flight: all of that means "later".
 """
 
 import asyncio
+import errno
 import os
 import socket
 from collections import deque
@@ -25,9 +34,11 @@ MAX_LANES = 50  # agents at once
 WINDOW = 64  # requests an agent has before it has answered
 COMMAND_LANES = 3  # commands of one user at once
 IDLE = 5.0  # seconds an agent is kept without work
-STALLED_AFTER = 5.0  # seconds without an answer: the lane's waiting deliveries are handed back as busy
-DEADLINE = 300.0  # seconds without an answer after which an agent is ended
+STALLED_AFTER = 5.0  # seconds without an answer, or without a place
+CROWDED_AFTER = 60.0  # seconds without an answer after which an agent is ended if others need its place
+DEADLINE = 300.0  # seconds without an answer after which it is ended in any case
 COMMAND_GRACE = 60.0  # seconds more than a command's own limit
+ASK_WITHIN = 60.0  # seconds that the spawner may take for an answer
 TICK = 1.0  # seconds between looks at idle and stuck lanes
 
 Done = Callable[[Reply], None]
@@ -36,6 +47,10 @@ OpenFile = Callable[[], int]
 BUSY = deferred("4.2.0", "mailbox is busy")
 GONE = deferred("4.3.0", "delivery agent ended without an answer")
 SLOW = deferred("4.3.0", "delivery agent did not answer in time")
+NO_AGENT = deferred("4.3.0", "no delivery agent could be started")
+
+# What a socket says that takes no more at the moment: its own buffer, and descriptors that are on their way (unix(7)).
+_NO_ROOM = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
 
 
 @dataclass(slots=True)
@@ -47,23 +62,35 @@ class Job:
     done: Done
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lane:
-    """Deliveries for one user. sent: by request number. moved: when the agent last answered or got its first.
+    """Deliveries for one user. sent: by request number. moved: when the agent last answered or got its first request;
+    without an agent: since when the lane waits for one.
 
-    deadline: seconds for one answer. window: requests at a time.
+    deadline: seconds for one answer. window: requests at a time. asked: number of the question for an agent, 0 = none.
     """
 
     user: str
     name: str
     deadline: float
-    window: int = WINDOW
+    window: int
+    moved: float
     waiting: deque[Job] = field(default_factory=deque)
     sent: dict[int, Job] = field(default_factory=dict)
     channel: socket.socket | None = None
     pid: int = 0
-    is_asking: bool = False
-    moved: float = 0.0
+    asked: int = 0
+
+    @property
+    def is_slow(self) -> bool:
+        return self.window == 1
+
+    @property
+    def is_idle(self) -> bool:
+        return self.channel is not None and not self.sent and not self.waiting
+
+    def is_stalled(self, now: float) -> bool:
+        return (bool(self.sent) or self.channel is None) and now - self.moved > STALLED_AFTER
 
 
 class Agents:
@@ -85,18 +112,25 @@ class Agents:
     def deliver(self, user: str, job: Job, *, is_slow: bool = False) -> None:
         """Hand over one delivery; job.done is called once, later. is_slow: it runs a command."""
         lane = self._command_lane(user) if is_slow else self._lane(user, user, DEADLINE, WINDOW)
+        if lane.is_stalled(self._loop.time()):
+            self._loop.call_soon(job.done, Reply(job.request.n, BUSY))
+            return
         lane.waiting.append(job)
         if lane.channel is not None:
             self._pump(lane)
-        elif not lane.is_asking:
-            lane.is_asking = True
+        elif not lane.asked and lane not in self._queue:
             self._queue.append(lane)
             self._place()
+
+    def close(self) -> None:
+        """Give everything back as unanswered and end the agents."""
+        for lane in list(self._lanes.values()):
+            self._end(lane, GONE)
 
     def _lane(self, user: str, name: str, deadline: float, window: int) -> Lane:
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = Lane(user, name, deadline, window, moved=self._loop.time())
+            lane = self._lanes[name] = Lane(user, name, deadline, window, self._loop.time())
         return lane
 
     def _command_lane(self, user: str) -> Lane:
@@ -107,81 +141,80 @@ class Agents:
         name = names[lengths.index(min(lengths))]
         return self._lane(user, name, self._command_time + COMMAND_GRACE, 1)
 
-    @property
-    def outstanding(self) -> int:
-        return sum(len(lane.sent) + len(lane.waiting) for lane in self._lanes.values())
-
-    def close(self) -> None:
-        """Give everything back as unanswered and end the agents."""
-        for lane in list(self._lanes.values()):
-            self._end(lane, GONE)
-
     # ---- getting an agent
 
     def _place(self) -> None:
         """Ask for agents for the lanes that wait, as far as there is room."""
-        while self._queue:
-            if sum(1 for lane in self._lanes.values() if lane.channel is not None) + len(self._asked) >= self._most:
-                idle = [lane for lane in self._lanes.values()
-                        if lane.channel is not None and not lane.sent and not lane.waiting]
-                if not idle:
-                    return
-                self._end(min(idle, key=lambda lane: lane.moved), GONE)
-            lane = self._queue.popleft()
-            self._next += 1
-            self._asked[self._next] = lane
-            lane.moved = self._loop.time()
-            try:
-                self._link.send(request.encode({"agent": lane.user, "n": self._next}))
-            except OSError as trouble:
-                del self._asked[self._next]
-                self._refuse(lane, deferred("4.3.0", f"no delivery agent: {trouble.strerror}"))
+        for lane in list(self._queue):
+            if lane in self._queue and self._has_place(lane):
+                self._queue.remove(lane)
+                self._ask(lane)
+
+    def _has_place(self, lane: Lane) -> bool:
+        """Whether this lane may have an agent; an idle agent makes room for it."""
+        taken = [one for one in self._lanes.values() if one.channel is not None or one.asked]
+        if lane.is_slow and sum(one.is_slow for one in taken) >= max(1, self._most // 2):
+            taken = [one for one in taken if one.is_slow]
+        elif len(taken) < self._most:
+            return True
+        idle = min((one for one in taken if one.is_idle), key=lambda one: one.moved, default=None)
+        if idle is not None:
+            self._end(idle, GONE)
+        return idle is not None
+
+    def _ask(self, lane: Lane) -> None:
+        self._next += 1
+        lane.asked, lane.moved = self._next, self._loop.time()
+        self._asked[lane.asked] = lane
+        try:
+            self._link.send(request.encode({"agent": lane.user, "n": lane.asked}))
+        except OSError as trouble:
+            self._refuse(lane, deferred("4.3.0", f"no delivery agent: {trouble.strerror}"))
 
     def granted(self, value: dict[str, object], fds: list[int]) -> None:
         """The spawner's answer: an agent's socket, or why there is none."""
         n = value.get("n")
-        lane = self._asked.pop(n, None) if isinstance(n, int) else None
+        lane = self._asked.get(n) if isinstance(n, int) else None
         if lane is None or not fds:
             for fd in fds:
                 os.close(fd)
             if lane is not None:
-                self._refuse(lane, Outcome.from_json(value.get("error")))
+                # Without either the descriptor got lost: we may have no more of them.
+                self._refuse(lane, Outcome.from_json(value["error"]) if "error" in value else NO_AGENT)
             return
-        lane.is_asking = False
+        del self._asked[lane.asked]
+        lane.asked = 0
         lane.channel = socket.socket(fileno=fds[0])
         lane.channel.setblocking(False)
-        lane.pid = value["pid"] if isinstance(value.get("pid"), int) else 0  # type: ignore[assignment]
+        pid = value.get("pid")
+        lane.pid = pid if isinstance(pid, int) else 0
         lane.moved = self._loop.time()
         self._loop.add_reader(lane.channel.fileno(), self._answered, lane)
         self._pump(lane)
 
     def _refuse(self, lane: Lane, outcome: Outcome) -> None:
-        lane.is_asking = False
-        self._lanes.pop(lane.name, None)
-        for job in lane.waiting:
-            job.done(Reply(job.request.n, outcome))
+        self._end(lane, outcome)
         self._place()
 
     # ---- working with it
 
     def _pump(self, lane: Lane) -> None:
         """Send what the agent can take."""
-        channel = lane.channel
-        while channel is not None and lane.waiting and len(lane.sent) < lane.window:
+        while lane.channel is not None and lane.waiting and len(lane.sent) < lane.window:
             job = lane.waiting[0]
             try:
                 fd = job.open_file()
             except OSError as trouble:
                 lane.waiting.popleft()
-                job.done(Reply(job.request.n, deferred("4.3.0", f"cannot open the message: {trouble.strerror}")))
+                reply = Reply(job.request.n, deferred("4.3.0", f"cannot open the message: {trouble.strerror}"))
+                self._loop.call_soon(job.done, reply)
                 continue
             try:
-                socket.send_fds(channel, [job.request.to_packet()], [fd])
-            except BlockingIOError:
-                return  # its buffer is full; the next answer makes room
-            except OSError:
-                self._end(lane, GONE)
-                return
+                socket.send_fds(lane.channel, [job.request.to_packet()], [fd])
+            except OSError as trouble:
+                if trouble.errno not in _NO_ROOM:
+                    self._end(lane, GONE)
+                return  # the next answer, or the next tick, finds room
             finally:
                 os.close(fd)
             if not lane.sent:
@@ -189,12 +222,11 @@ class Agents:
             lane.sent[job.request.n] = lane.waiting.popleft()
 
     def _answered(self, lane: Lane) -> None:
-        channel = lane.channel
         for _ in range(WINDOW):
-            if channel is None:
+            if lane.channel is None:
                 return
             try:
-                packet = channel.recv(request.MAX_PACKET)
+                packet = lane.channel.recv(request.MAX_PACKET)
                 reply = Reply.from_packet(packet) if packet else None
             except BlockingIOError:
                 break
@@ -205,11 +237,12 @@ class Agents:
                 self._end(lane, GONE)
                 return
             job = lane.sent.pop(reply.n, None) if reply.is_answer else lane.sent.get(reply.n)
-            lane.moved = self._loop.time()
+            if reply.is_answer:
+                lane.moved = self._loop.time()
             if job is not None:
                 job.done(reply)
         self._pump(lane)
-        if not lane.sent and not lane.waiting and self._queue:
+        if lane.is_idle and self._queue:
             self._place()
 
     def _end(self, lane: Lane, outcome: Outcome) -> None:
@@ -218,31 +251,46 @@ class Agents:
             self._loop.remove_reader(lane.channel.fileno())
             lane.channel.close()
             lane.channel = None
-        self._lanes.pop(lane.name, None)
+        self._asked.pop(lane.asked, None)
+        lane.asked = 0
+        if self._lanes.get(lane.name) is lane:
+            del self._lanes[lane.name]
         if lane in self._queue:
             self._queue.remove(lane)
         lost, lane.sent, lane.waiting = [*lane.sent.values(), *lane.waiting], {}, deque()
         for job in lost:
             job.done(Reply(job.request.n, outcome))
 
+    # ---- looking after it
+
     def _tick(self) -> None:
-        """Look after idle, stalled and stuck lanes."""
+        self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
         for lane in list(self._lanes.values()):
-            quiet = now - lane.moved
-            if lane.channel is None:
-                continue
-            if not lane.sent and not lane.waiting:
-                if quiet > IDLE:
-                    self._end(lane, GONE)
-            elif quiet > lane.deadline:
-                self._kill(lane)
-            elif quiet > STALLED_AFTER and lane.window > 1:
-                waiting, lane.waiting = lane.waiting, deque()
-                for job in waiting:
-                    job.done(Reply(job.request.n, BUSY))
+            self._look_after(lane, now)
         self._place()
-        self._loop.call_later(TICK, self._tick)
+
+    def _look_after(self, lane: Lane, now: float) -> None:
+        quiet = now - lane.moved
+        if lane.is_idle:
+            if quiet > IDLE:
+                self._end(lane, GONE)
+        elif lane.asked and quiet > ASK_WITHIN:
+            self._end(lane, NO_AGENT)
+        elif lane.channel is not None and (quiet > lane.deadline or (quiet > CROWDED_AFTER and self._is_needed(lane))):
+            self._kill(lane)
+        elif lane.is_stalled(now):
+            waiting, lane.waiting = lane.waiting, deque()
+            if lane.channel is None and not lane.asked:
+                self._end(lane, BUSY)
+            for job in waiting:
+                job.done(Reply(job.request.n, BUSY))
+        else:
+            self._pump(lane)
+
+    def _is_needed(self, lane: Lane) -> bool:
+        """Whether others wait for the place of a mailbox agent."""
+        return not lane.is_slow and bool(self._queue)
 
     def _kill(self, lane: Lane) -> None:
         self._events.warned(f"agent of {lane.user} (pid {lane.pid}) is stuck and is ended")
