@@ -213,8 +213,8 @@ class Client:
         self._fail(Trouble(self.stage, Kind.TIMEOUT))
 
     def abort(self, words: str, status: str = "") -> None:
-        """Give up for a reason of our own; no final dot is sent. The message is tried again, unless a status says why it
-        can never go to this peer ("5.6.3": it cannot be recoded)."""
+        """Give up for a reason of our own; no final dot is sent. The message is tried again, unless a status says that
+        it can never go to this peer ("5.6.3": it cannot be recoded)."""
         kind = Kind.MESSAGE if status else Kind.ABORTED
         self._fail(Trouble(self.stage, kind, words, status=status))
 
