@@ -7,10 +7,10 @@
     incoming.give_up()                        at any time before the commit
 
 The order is that of docs/ARCHITECTURE.md, "Commit point": create smtp/tmp/ID, locked; write; rename to smtp/new/ID;
-fsync; close; 250. Messages that are complete at the same moment share the work of their syncs (spool/shared_sync.py),
-which happen in one thread, so that a slow disk holds up whoever waits for it and nobody else: what arrives while a sync
-is under way goes into the next one. The lock tells the runner that the sync has not returned; a datagram calls it once
-it has, and its own scan finds what that does not.
+fsync; close; 250. Each file has an fsync of its own, in a thread of its own, so that a slow disk holds up whoever waits
+for it and nobody else. Those that run at the same moment share a commit of the file system's journal, and a flush of
+the disk's cache: ten clients at their final dot pay for little more than one. The lock tells the runner that a sync has
+not returned; a datagram calls it once it has, and its own scan finds what that does not.
 
 Whatever fails, no file is left and the client hears 451. A file whose sync failed is never synced again.
 """
@@ -19,18 +19,20 @@ import asyncio
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 
 from ..mail.envelope import Envelope, to_fields
 from ..paths import Paths
 from ..spool import durable, queue_id, record
 from ..spool.queue_file import needs_directory_sync
-from ..spool.shared_sync import sync_all
 
 MODE = 0o640  # the runner reads it as a member of the group of smtp/new, which the directory's set-gid bit gives
 HOLD = 256 * 1024  # bytes of a message that are held in memory: the longest header and more
 ROOM_EVERY = 1.0  # seconds that an answer about free space is good for
+SYNCS = 8  # at a time
 ABANDONED = 3600.0  # seconds after which a file in smtp/tmp has no writer any more
 
 Done = Callable[[OSError | None], None]
@@ -113,6 +115,50 @@ class Incoming:
                 pass  # swept up later
 
 
+class Syncs:
+    """Threads that sync files, each one file at a time. directory: is synced after each file; "" = need not be."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, directory: str) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._waiting: SimpleQueue[tuple[int, Done] | None] = SimpleQueue()
+        self._returned: deque[tuple[Done, OSError | None]] = deque()
+        self._is_called = False  # the loop will look at what has returned
+        self._threads = [Thread(target=self._work, name="sync", daemon=True) for _ in range(SYNCS)]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, fd: int, done: Done) -> None:
+        """Have a descriptor synced. done is called in the loop, with what went wrong."""
+        self._waiting.put((fd, done))
+
+    def _work(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            fd, done = job
+            trouble = None
+            try:
+                durable.sync(fd)
+                if self._directory:
+                    durable.sync_directory(self._directory)
+            except OSError as problem:
+                trouble = problem
+            self._returned.append((done, trouble))
+            if not self._is_called:
+                self._is_called = True
+                self._loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        self._is_called = False  # before looking: what returns from now on calls again
+        while self._returned:
+            done, trouble = self._returned.popleft()
+            done(trouble)
+
+    def close(self) -> None:
+        """End the threads; what was put before is still done."""
+        for _ in self._threads:
+            self._waiting.put(None)
+
+
 class Inbox:
     """The way into smtp/new for all sessions of one listener.
 
@@ -127,12 +173,11 @@ class Inbox:
         self._free_space, self._free_inodes = free_space, free_inodes
         self._clock = clock
         self._directory = paths.smtp_new if needs_directory_sync(paths.smtp_new) else ""
-        self._worker = ThreadPoolExecutor(1, "sync")
-        self._waiting: list[tuple[Incoming, int, Done]] = []
-        self._is_syncing = False
+        self._syncs = Syncs(loop, self._directory)
         self._room = 0
         self._room_until = 0.0
         self._bell: socket.socket | None = None
+        self._is_waking = False
         self.pending = 0  # messages that are being committed
 
     def new_id(self) -> str:
@@ -160,31 +205,17 @@ class Inbox:
             incoming.give_up()
             self._loop.call_soon(self._finish, done, trouble)
             return
-        self._waiting.append((incoming, fd, done))
-        if not self._is_syncing:
-            self._is_syncing = True
-            self._loop.call_soon(self._sync)  # with those that become complete in this turn of the loop
+        self._syncs.put(fd, lambda trouble: self._synced(incoming, fd, done, trouble))
 
-    def _sync(self) -> None:
-        batch, self._waiting = self._waiting, []
-        work = self._loop.run_in_executor(self._worker, sync_all, [fd for _, fd, _ in batch], self._directory)
-        work.add_done_callback(lambda future: self._synced(batch, future.result()))
-
-    def _synced(self, batch: list[tuple[Incoming, int, Done]], results: list[OSError | None]) -> None:
-        if self._waiting:
-            self._sync()
-        else:
-            self._is_syncing = False
-        is_any_safe = False
-        for (incoming, fd, done), trouble in zip(batch, results, strict=True):
-            if trouble is not None:
-                _withdraw(incoming.path)
-            os.close(fd)  # and with it the lock: the runner may take it
-            # From here on the message is safe, if there was no trouble.
-            is_any_safe = is_any_safe or trouble is None
-            self._finish(done, trouble)
-        if is_any_safe:
-            self._wake()
+    def _synced(self, incoming: Incoming, fd: int, done: Done, trouble: OSError | None) -> None:
+        if trouble is not None:
+            _withdraw(incoming.path)
+        os.close(fd)  # and with it the lock: the runner may take it
+        # From here on the message is safe, if there was no trouble.
+        self._finish(done, trouble)
+        if trouble is None and not self._is_waking:
+            self._is_waking = True
+            self._loop.call_soon(self._wake)  # once for those whose syncs have returned together
 
     def _finish(self, done: Done, trouble: OSError | None) -> None:
         self.pending -= 1
@@ -192,6 +223,7 @@ class Inbox:
 
     def _wake(self) -> None:
         """Call the runner. If nobody listens, its own scan finds the files."""
+        self._is_waking = False
         for _ in range(2):  # the second time with a new socket: the daemon may have bound its own anew
             try:
                 if self._bell is None:
@@ -220,7 +252,7 @@ class Inbox:
         return removed
 
     def close(self) -> None:
-        self._worker.shutdown()
+        self._syncs.close()
 
 
 def taken_ids(paths: Paths) -> set[str]:
