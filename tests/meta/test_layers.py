@@ -26,24 +26,24 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# Who may import what from outside, where not everybody may. A prefix of a module's name below pysendmail.
+# Who may import what from outside, where not everybody may: modules and packages below pysendmail.
 ONLY_IN = {
-    "asyncio": ("net.", "auth.", "deliver.remote", "daemon."),
-    "ssl": ("net.", "daemon.", "deliver.remote"),
-    "click": ("cli.",),
+    "asyncio": ("net", "auth", "deliver.remote", "daemon"),
+    "ssl": ("net", "daemon", "deliver.remote"),
+    "click": ("cli",),
     "dns": ("net.resolver",),
-    "filelock": ("daemon.",),
+    "filelock": ("daemon",),
     "subprocess": ("deliver.command", "cli.demo"),
     "pickle": (),
     "marshal": (),
     "shelve": (),
 }
 # mail/ and smtp/ are pure: what they need to know is passed in.
-PURE = ("mail.", "smtp.")
+PURE = ("mail", "smtp")
 IMPURE = {"os", "time", "socket", "_socket", "random", "secrets", "pwd", "grp", "pathlib", "tempfile", "threading",
           "fcntl", "selectors", "syslog", "shutil", "signal"}
 # The listener talks to strangers: it can neither deliver nor reach the queue.
-LISTENER = ("daemon.listener", "daemon.policy")
+LISTENER = ("daemon.listener", "daemon.policy", "daemon.session")
 LISTENER_NEVER = ("pysendmail.deliver", "pysendmail.spool.queue", "pysendmail.spool.journal",
                   "pysendmail.daemon.runner", "pysendmail.daemon.intake")
 
@@ -144,15 +144,20 @@ def imports_point_down(module: Module) -> Problems:
             yield found.line, f"imports {found.module}: {parts[1]} is above {layer}"
 
 
+def is_below(name: str, *places: str) -> bool:
+    """Whether a module is one of these or in one of these: "net.stream" is below "net" and not below "net.str"."""
+    return f"{name}.".startswith(tuple(f"{place}." for place in places))
+
+
 def imports_only_what_is_allowed(module: Module) -> Problems:
     for found in module.imports():
         top = found.module.split(".")[0]
         places = ONLY_IN.get(top)
-        if places is not None and not (module.name + ".").startswith(tuple(p.rstrip(".") + "." for p in places)):
+        if places is not None and not is_below(module.name, *places):
             yield found.line, f"imports {top}, which only {', '.join(places) or 'nobody'} may"
-        if module.name.startswith(PURE) and top in IMPURE:
+        if is_below(module.name, *PURE) and top in IMPURE:
             yield found.line, f"imports {top}: {module.name.split('.')[0]}/ knows no files, sockets or clocks"
-        if module.name in LISTENER and found.module.startswith(LISTENER_NEVER):
+        if module.name in LISTENER and is_below(found.module, *LISTENER_NEVER):
             yield found.line, f"imports {found.module}: the listener neither delivers nor sees the queue"
 
 
@@ -296,6 +301,7 @@ def test_the_rule_catches(rule: Callable[[Module], Problems], name: str, text: s
     (imports_point_down, "daemon.runner", "from ..spool import queue\nfrom .intake import Intake"),
     (imports_point_down, "smtp.server", "from ..mail.outcome import Outcome"),
     (imports_only_what_is_allowed, "deliver.remote", "import asyncio"),
+    (imports_only_what_is_allowed, "daemon.listener", "from ..spool.queue_id import Ids"),
     (imports_only_what_is_allowed, "spool.durable", "import os"),
     (forbidden_calls, "route.users", "pwd.getpwnam(name)"),
     (forbidden_calls, "deliver.command", "subprocess.run(words, shell=False)"),
