@@ -135,6 +135,7 @@ class Destination:
         self._idle: list[asyncio.Future[bool]] = []  # of carriers that wait for a shipment
         self._carriers: set[asyncio.Task[None]] = set()
         self._sessions: set[Session] = set()  # that may still be open
+        self._opening = 0  # carriers that are about to have one
         self._width = 1
         self._ceiling = MAX_WIDTH  # connections that it takes from us
 
@@ -189,9 +190,7 @@ class Destination:
                     if session is not None and session.messages >= MAX_MESSAGES:
                         session.leave()
                         session = None
-                elif session is None or not session.is_ready or session.messages < BUSY_AFTER:
-                    return
-                elif not await self._has_more():
+                elif session is None or not _is_worth_keeping(session) or not await self._has_more():
                     return
         finally:
             if session is not None:
@@ -231,17 +230,27 @@ class Destination:
             job.refuse(deferred("4.3.0", f"internal error: {type(problem).__name__}"), FINE)
             answer = replace(job.answer(), notes=(f"relay: {type(problem).__name__}: {problem} ({_where(problem)})",))
         self._finish(job, answer)
+        if job.state in (DOWN, LOGIN):
+            self._give_up(answer)
         return session
 
     def _leave_to_others(self, job: Job) -> bool:
         """Whether there are other connections: then it is only one more that the destination does not want."""
         self._sessions = {session for session in self._sessions if not session.is_over}
-        if not self._sessions:
+        others = len(self._sessions) + self._opening
+        if not others:
             return False
-        self._ceiling = self._width = len(self._sessions)
+        self._ceiling = self._width = others
         self._waiting.appendleft(Job(job.shipment, job.fd, self._loop.time()))
         self._call()
         return True
+
+    def _give_up(self, answer: Answer) -> None:
+        """Nobody lets us in: that holds for what waits, too."""
+        while self._waiting:
+            job = self._waiting.popleft()
+            outcomes = answer.outcomes[:1] * len(job.shipment.recipients)
+            self._finish(job, Answer(job.shipment.n, outcomes, "", answer.state, is_tried=False))
 
     def _call(self) -> None:
         """Wake a carrier for what waits."""
@@ -299,6 +308,16 @@ class Destination:
 
     async def _open(self, left_out: set[Place]) -> Session | Refused:
         """A session at the best place that lets us in, `left_out` excepted."""
+        self._opening += 1
+        try:
+            opened = await self._search(left_out)
+        finally:
+            self._opening -= 1
+        if isinstance(opened, Session):
+            self._sessions.add(opened)
+        return opened
+
+    async def _search(self, left_out: set[Place]) -> Session | Refused:
         means, began = self._means, self._loop.time()
         found = await means.find(self._domain, self._hosts)
         if isinstance(found, Outcome):
@@ -310,7 +329,6 @@ class Destination:
                 break
             result = await self._open_at(place)
             if isinstance(result, Session):
-                self._sessions.add(result)
                 return result
             if result.scope is Scope.LOGIN:
                 return Refused(result.outcome, LOGIN)
@@ -332,6 +350,10 @@ class Destination:
         if opened.has_broken_tls and terms.options.tls is Tls.MAY and not place.is_encrypted:
             return await self._open_at(place)  # failed() has seen to it that the terms are others now
         return opened.result
+
+
+def _is_worth_keeping(session: Session) -> bool:
+    return session.is_ready and session.messages >= BUSY_AFTER
 
 
 def _where(problem: BaseException) -> str:

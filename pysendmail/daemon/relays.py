@@ -159,7 +159,8 @@ class Relays:
         """What an answer means for its destination. When to try again, 0.0 = as the schedule says."""
         if not answer.is_tried:
             self._outages.probe_lost(lane.name)
-            return 0.0
+            outage = self._outages.find(lane.name)
+            return self._due(outage) if outage is not None and answer.state != FINE else 0.0
         if answer.state == FINE:
             self._lanes.widen(lane)
             lane.is_narrow = False

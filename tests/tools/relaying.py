@@ -82,7 +82,11 @@ class Relaying:
             fd = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
             socket.send_fds(self.channel, [shipment.shipments_packet([(sent, width)])], [fd])
             os.close(fd)
-        future = self._awaited[self._number] = self._loop.create_future()
+        return self.expect(self._number)
+
+    def expect(self, n: int) -> "asyncio.Future[Answer]":
+        """The answer to shipment n."""
+        future = self._awaited[n] = self._loop.create_future()
         return future
 
     async def send(self, *recipients: str | Recipient, **more: Any) -> Answer:
