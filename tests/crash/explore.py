@@ -7,15 +7,20 @@ from pysendmail.spool import record
 from tests.crash.model import Snapshot
 from tests.crash.world import PATHS, World
 
+# Where messages lie, and what that is called here. What is in a tmp/ counts for nothing.
+PLACES = {PATHS.drop_new: "drop/new", PATHS.intake: "intake", PATHS.quarantine: "quarantine",
+          **{f"{PATHS.queue}/{name}": name for name in ("new", "cur", "hold", "bad", "journal")}}
+
 
 @dataclass
 class Crash:
-    """One state after a crash. promised: what had been acknowledged. where: the number of the change and its name."""
+    """One state after a crash, at the time `now`. promised: what had been acknowledged. where: before which change."""
 
     snapshot: Snapshot
     promised: frozenset[str]
     where: str
     is_kill: bool
+    now: float = 0.0
 
 
 def crashes(world: World, drive: Callable[[World], object], *, power_cuts: bool = True) -> list[Crash]:
@@ -31,11 +36,11 @@ def crashes(world: World, drive: Callable[[World], object], *, power_cuts: bool 
         nonlocal changes
         changes += 1
         promised = frozenset(world.promised)
-        where = f"change {changes}, {name}"
-        _add(found, Crash(world.model.after_kill(), promised, where, True))
+        where, now = f"change {changes}, {name}", world.model.now
+        _add(found, Crash(world.model.after_kill(), promised, where, True, now))
         if power_cuts:
             for snapshot in world.model.after_power_cut():
-                _add(found, Crash(snapshot, promised, where, False))
+                _add(found, Crash(snapshot, promised, where, False, now))
 
     world.model.on_change = note
     try:
@@ -54,17 +59,16 @@ def _add(found: dict[Snapshot, Crash], crash: Crash) -> None:
 
 def on_disk(snapshot: Snapshot) -> str:
     """What the spool holds, in the words of the table in spool/queue.py: "intake + new~", ~ for a torn file."""
-    places = {PATHS.drop_tmp: "drop/tmp", PATHS.drop_new: "drop/new", PATHS.intake: "intake", PATHS.quarantine: "quarantine",
-              **{f"{PATHS.queue}/{name}": name for name in ("tmp", "new", "cur", "hold", "bad", "journal")}}
     found = []
     for path, content, _, _, _ in snapshot:
-        place = places.get(path.rpartition("/")[0])
-        if place in ("tmp", "drop/tmp") or place is None or path in places:
+        place = PLACES.get(path.rpartition("/")[0])
+        if place is None or path in PLACES:
             continue
         is_report = path.rpartition("/")[2][:1].isalpha()
         name = f"report {place}" if is_report and place in ("new", "cur", "hold", "journal") else place
         found.append(name + ("~" if place != "journal" and not is_whole(content) else ""))
-    return " + ".join(sorted(found, key=lambda name: [*places.values()].index(name.rstrip("~").split()[-1]))) or "nothing"
+    order = [*PLACES.values()]
+    return " + ".join(sorted(found, key=lambda name: order.index(name.rstrip("~").split()[-1]))) or "nothing"
 
 
 def is_whole(content: bytes) -> bool:

@@ -1,22 +1,22 @@
 """A file system in memory that knows what a crash may leave of it.
 
-It stands for the module `os` (and, in part, `fcntl` and open()) in the code under test. Everything that a process sees is
-the volatile state; beside it the model keeps which changes are not yet known to be on the disk:
+It stands for the module `os` (and, in part, `fcntl` and open()) in the code under test. Everything that a process sees
+is the volatile state; beside it the model keeps which changes are not yet known to be on the disk:
 
     data     each write and truncation of a file since its last sync: lost, kept, kept in part, or zeros in its place
     names    each creation, link, renaming and removal since they were last covered by a sync: kept or not
 
-`after_power_cut` yields every state that a disk may be in: any subset of the names, in any order that two changes of one
-entry allow (a renaming is one change, as in every journalling file system), and for each of them any mixture of the data.
-What orders them is a sync, and nothing else:
+`after_power_cut` yields every state that a disk may be in: any subset of the names, in any order that two changes of
+one entry allow (a renaming is one change, as in every journalling file system), and for each of them any mixture of the
+data. What orders them is a sync, and nothing else:
 
     fsync(file)       its data; with `covers_names`, the property measured on ext4, xfs and btrfs, also its newest name
     fsync(directory)  the names in it
     a failed fsync    nothing, and what was dirty is never written by a later one: Linux marks it clean
 
-`orders_growth` adds what the same file systems do with their usual options, for files that lie on one of them: the size of
-a file is in the same journal as the names, and goes there after the data. So a file does not grow on the disk before the
-names that were changed earlier are there, and what it grows by is its data, not zeros.
+`orders_growth` adds what the same file systems do with their usual options, for files that lie on one of them: the size
+of a file is in the same journal as the names, and goes there after the data. So a file does not grow on the disk before
+the names that were changed earlier are there, and what it grows by is its data, not zeros.
 
 `after_kill` is the state after a process died: everything but its locks and descriptors.
 """
@@ -30,24 +30,27 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-CHANGING = frozenset(("create", "write", "pwrite", "truncate", "ftruncate", "rename", "unlink", "link", "mkdir", "fchmod", "utime",
-                      "fsync"))
-FALLIBLE = CHANGING | frozenset(("open", "pread", "read", "close", "fstat", "stat", "listdir", "scandir", "flock", "lockf",
-                                 "statvfs"))
+CHANGING = frozenset(("create", "write", "pwrite", "truncate", "ftruncate", "rename", "unlink", "link", "mkdir",
+                      "fchmod", "utime", "fsync"))
 MAX_MIXTURES = 64  # of the data of one file; more are never met in a run of one message
 BLOCK = 4096
 
-Snapshot = tuple[tuple[str, bytes, int, int, int], ...]  # path, content, mode, uid, mtime in ns; directories with no content
+# Path, content, mode, uid, modification time in nanoseconds of everything there is; a directory has no content.
+Snapshot = tuple[tuple[str, bytes, int, int, int], ...]
 
 
 @dataclass(eq=False)
 class Change:
-    """A write (data) or a truncation (data None) at `offset`. order: of the operation. may_sync: not yet failed to."""
+    """A write (data) or a truncation (data None) at `offset`. order: of the operation.
+
+    has_failed: a sync of it did, and no other will take it along. is_synced: one did.
+    """
 
     offset: int
     data: bytes | None
     order: int
-    may_sync: bool = True
+    has_failed: bool = False
+    is_synced: bool = False
 
     def apply(self, content: bytearray, way: str = "whole") -> None:
         """Make the change in this content. way: see _ways."""
@@ -57,7 +60,11 @@ class Change:
             del content[self.offset:]
             content.extend(bytes(self.offset - len(content)))
             return
-        data = self.data[:len(self.data) // 2] if way == _HALF else bytes(len(self.data)) if way == _ZEROS else self.data
+        data = self.data
+        if way == _HALF:
+            data = data[:len(data) // 2]
+        elif way == _ZEROS:
+            data = bytes(len(data))
         content.extend(bytes(max(0, self.offset - len(content))))
         content[self.offset:self.offset + len(data)] = data
 
@@ -117,6 +124,7 @@ class Model:
         self._numbers = itertools.count(2)
         self._orders = itertools.count(1)
         self._descriptors: dict[int, Descriptor] = {}
+        self._starts = 0  # of the machine
         self._random = itertools.count(1)
         self.root = Inode(1, stat.S_IFDIR | 0o755, 0, 0)
         self._directories: list[Inode] = [self.root]
@@ -125,9 +133,13 @@ class Model:
 
     def __getattr__(self, name: str) -> Any:
         """Constants, and functions that touch no file."""
-        if name.startswith(("O_", "POSIX_FADV_")) or name in ("strerror", "fsencode", "fsdecode", "major", "minor", "path", "stat_result"):
+        if name.startswith(("O_", "POSIX_FADV_")) or name in ("strerror", "fsencode", "fsdecode", "path"):
             return getattr(os, name)
         raise AttributeError(f"the model has no os.{name}")
+
+    def clock(self) -> float:
+        """Seconds since the epoch."""
+        return self.now
 
     # ---- making one
 
@@ -154,11 +166,12 @@ class Model:
             self._directories.append(inode)
         return inode
 
-    def restart_from(self, snapshot: Snapshot) -> "Model":
+    def restart_from(self, snapshot: Snapshot, now: float) -> "Model":
         """A machine that has just started with these files on its disk."""
         other = Model(covers_names=self.covers_names, orders_growth=self.orders_growth, uid=self.uid)
-        other.now = self.now
-        other._random = itertools.count(1 << 64)  # names of other processes
+        other.now = now
+        other._starts = self._starts + 1
+        other._random = itertools.count(other._starts << 64)
         for path, content, mode, uid, mtime in snapshot:
             if stat.S_ISDIR(mode):
                 other.make(path, None, mode=stat.S_IMODE(mode))
@@ -174,32 +187,48 @@ class Model:
     def after_power_cut(self) -> Iterator[Snapshot]:
         """Every state in which the disk may be."""
         for kept in self._subsets():
-            names = dict(self._stable)
-            for change in kept:
-                for entry, inode in change.sets.items():
-                    if inode is None:
-                        names.pop(entry, None)
-                    else:
-                        names[entry] = inode
-            below: dict[Inode, dict[str, Inode]] = {}
-            for (directory, name), inode in names.items():
-                below.setdefault(directory, {})[name] = inode
             lost = min((change.order for change in self._pending if change not in kept), default=1 << 62)
-            files = sorted({inode for inode in names.values() if not inode.is_directory}, key=lambda inode: inode.number)
-            mixtures = [list(self._mixtures(inode, lost)) for inode in files]
-            for contents in itertools.product(*mixtures):
-                held = dict(zip(files, contents, strict=True))
-                yield _snapshot(self.root, lambda directory: below.get(directory, {}), held.__getitem__)
+            yield from self._with_names(self._names_with(kept), lost)
+
+    def _names_with(self, kept: list[NameChange]) -> dict[Inode, dict[str, Inode]]:
+        """What the directories hold when these changes are on the disk."""
+        names = dict(self._stable)
+        for change in kept:
+            for entry, inode in change.sets.items():
+                if inode is None:
+                    names.pop(entry, None)
+                else:
+                    names[entry] = inode
+        below: dict[Inode, dict[str, Inode]] = {}
+        for (directory, name), inode in names.items():
+            below.setdefault(directory, {})[name] = inode
+        return below
+
+    def _with_names(self, below: dict[Inode, dict[str, Inode]], lost: int) -> Iterator[Snapshot]:
+        """The states that have these names. lost: the first change of names that is not on the disk."""
+        files = sorted({inode for entries in below.values() for inode in entries.values() if not inode.is_directory},
+                       key=lambda inode: inode.number)
+        for contents in itertools.product(*(list(self._mixtures(inode, lost)) for inode in files)):
+            held = dict(zip(files, contents, strict=True))
+            yield _snapshot(self.root, lambda directory: below.get(directory, {}), held.__getitem__)
 
     def _subsets(self) -> Iterator[list[NameChange]]:
         """The pending changes of names that may be kept together: one needs the earlier ones of its entries."""
-        for bits in itertools.product((True, False), repeat=len(self._pending)):
-            kept = [change for change, is_kept in zip(self._pending, bits, strict=True) if is_kept]
-            if all(earlier in kept for change in kept for earlier in self._needed(change)):
+        needs = [list(self._needed(change)) for change in self._pending]
+
+        def choose(at: int, kept: list[NameChange]) -> Iterator[list[NameChange]]:
+            if at == len(self._pending):
                 yield kept
+                return
+            if all(earlier in kept for earlier in needs[at]):
+                yield from choose(at + 1, [*kept, self._pending[at]])
+            yield from choose(at + 1, kept)
+
+        return choose(0, [])
 
     def _needed(self, change: NameChange) -> Iterator[NameChange]:
-        return (earlier for earlier in self._pending if earlier.order < change.order and earlier.sets.keys() & change.sets.keys())
+        return (earlier for earlier in self._pending
+                if earlier.order < change.order and earlier.sets.keys() & change.sets.keys())
 
     def _mixtures(self, inode: Inode, lost: int) -> Iterator[bytes]:
         """What the disk may have of a file, if the first lost change of names was number `lost`."""
@@ -218,16 +247,11 @@ class Model:
                 yield made
 
     def _sync_data(self, inode: Inode) -> None:
-        """What may not be synced any more stays in doubt for ever."""
-        content = bytearray(inode.stable)
-        doubtful = [change for change in inode.changes if not change.may_sync]
-        if not doubtful:
+        """What has failed once stays in doubt for ever, until it is written over."""
+        if not any(change.has_failed for change in inode.changes):
             inode.stable, inode.changes = bytes(inode.content), []
-            return
         for change in inode.changes:
-            if change.may_sync:
-                change.apply(content)
-        inode.stable, inode.changes = bytes(content), doubtful
+            change.is_synced = not change.has_failed
 
     def _sync_names(self, wanted: Callable[[NameChange], bool]) -> None:
         kept = [change for change in self._pending if wanted(change)]
@@ -409,7 +433,7 @@ class Model:
             self._begin("fsync")
         except OSError:
             for change in inode.changes:
-                change.may_sync = False
+                change.has_failed = not change.is_synced
             raise
         if inode.is_directory:
             self._sync_names(lambda change: any(directory is inode for directory, _ in change.sets))
@@ -537,6 +561,8 @@ _WHOLE, _LOST, _HALF, _ZEROS = "whole", "lost", "half", "zeros"
 
 def _ways(change: Change) -> tuple[str, ...]:
     """How one change may be on the disk."""
+    if change.is_synced:
+        return (_WHOLE,)
     return (_WHOLE, _LOST) if change.data is None else (_WHOLE, _LOST, _HALF, _ZEROS)
 
 

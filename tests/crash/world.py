@@ -1,34 +1,39 @@
 """A host on the model file system: the real submitter, intake, queue, runner and agent, one process, its own clock.
 
-Only what is not about files is replaced: the event loop (time passes when nothing else is to be done), the sockets to the
-agents (a call), the user database. So every change of a file that a message causes on its way from `sendmail` to the
-mailboxes is a call of the model, at which a crash can be tried.
+Only what is not about files is replaced: the event loop (time passes when nothing else is to be done), the sockets to
+the agents (a call), the user database. So every change of a file that a message causes on its way from `sendmail` to
+the mailboxes is a call of the model, at which a crash can be tried.
 """
 
+import asyncio
 import itertools
+import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from pysendmail.config import Config
-from pysendmail.daemon import intake as intake_module
-from pysendmail.daemon import report as report_module
+from pysendmail.daemon import doors
 from pysendmail.daemon.agents import Job
 from pysendmail.daemon.intake import Intake
+from pysendmail.daemon.outgoing import Outgoing
 from pysendmail.daemon.report import Reports
 from pysendmail.daemon.runner import Runner
-from pysendmail.deliver import agent, locks, maildir, mbox, mbox_open, mboxrd, parcel
+from pysendmail.deliver import agent, locks
 from pysendmail.deliver.request import Reply
 from pysendmail.events import Events
-from pysendmail.mail.outcome import Outcome, deferred, failed
+from pysendmail.mail.outcome import deferred, failed
 from pysendmail.mail.target import KNOWN, MAILBOX, Target
 from pysendmail.paths import Paths
 from pysendmail.route.router import Router
-from pysendmail.spool import dropbox, durable, queue
+from pysendmail.spool import dropbox, durable, queue, record
 from pysendmail.spool.queue import DIRECTORIES, Queue
 from pysendmail.spool.queue_id import Ids
 from pysendmail.users import User
@@ -36,13 +41,16 @@ from tests.crash.model import Locks, Model, Reader, Snapshot
 
 PATHS = Paths("")
 CONFIG = Config(hostname="host.example", domain="host.example")
+IMPATIENT = replace(CONFIG, queue=replace(CONFIG.queue, lifetime=900, retry_first=300, delay_warning=0))
+WARNING = replace(CONFIG, queue=replace(CONFIG.queue, retry_first=300, delay_warning=100))
 USERS = {name: User(name, uid, uid, f"/home/{name}", "/bin/sh") for name, uid in (
     ("alice", 1000), ("bob", 1000), ("carol", 1000), ("root", 0))}
 STEPS = 50_000  # of the loop, before a queue counts as one that never comes to rest
+MARKS = ("one", "two", "three")  # what messages are called
+SIZE = 300  # bytes, about, of a message
+BOOT = 5.0  # seconds from a crash to the next start
 WITHIN = 6 * 86400.0  # seconds of the host's own time
 
-_MODULES = (durable, queue, dropbox, intake_module, report_module, agent, locks, maildir, mbox, mbox_open,
-            mboxrd, parcel)
 
 
 class Loop:
@@ -88,7 +96,7 @@ class Agents:
     def __init__(self, loop: Loop, model: Model, is_away: Callable[[str], bool], kind: str) -> None:
         self._loop, self._model, self._is_away, self._kind = loop, model, is_away, kind
 
-    def deliver(self, user: str, job: Job) -> None:
+    def deliver(self, user: str, job: Job, **_: object) -> None:
         self._loop.call_soon(self._deliver, user, job)
 
     def _deliver(self, user: str, job: Job) -> None:
@@ -130,6 +138,25 @@ class Users:
         return next((user for user in USERS.values() if user.uid == uid), None)
 
 
+class Transport(asyncio.Transport):
+    """A connection to nowhere, which remembers what was said."""
+
+    said = b""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
+    def is_closing(self) -> bool:
+        return bool(self.said)
+
+    def write(self, data: object) -> None:
+        assert isinstance(data, bytes)
+        self.said += data
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 @dataclass
 class World:
     """The host. promised: which messages were acknowledged; away: until when whose mailbox is away."""
@@ -139,35 +166,61 @@ class World:
     sync_directories: bool = False
     away: dict[str, float] = field(default_factory=dict)
     promised: list[str] = field(default_factory=list)
+    config: Config = CONFIG
     log: list[str] = field(default_factory=list)
 
-    def restarted(self, snapshot: Snapshot) -> "World":
-        return World(self.model.restart_from(snapshot), self.kind, self.sync_directories, self.away, list(self.promised))
+    def restarted(self, snapshot: Snapshot, promised: Iterable[str], now: float) -> "World":
+        """The same host when it comes up again with what is on its disk, after a crash at the time `now`."""
+        model = self.model.restart_from(snapshot, now + BOOT)
+        return World(model, self.kind, self.sync_directories, self.away, list(promised), self.config)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The code under test works on this world's model."""
         model = self.model
-        with contextmanager_stack(
-                *(mock.patch.object(module, "os", model) for module in _MODULES if hasattr(module, "os")),
-                mock.patch.object(durable, "fcntl", Locks(model)), mock.patch.object(locks, "fcntl", Locks(model)),
-                mock.patch.object(queue, "open", lambda path, mode: Reader(model, path), create=True)):
+        with ExitStack() as stack:
+            for name, module in list(sys.modules.items()):
+                if name.startswith("pysendmail.") and vars(module).get("os") is os:
+                    stack.enter_context(mock.patch.object(module, "os", model))
+            for module in (durable, locks):
+                stack.enter_context(mock.patch.object(module, "fcntl", Locks(model)))
+            stack.enter_context(mock.patch.object(queue, "open", lambda path, mode: Reader(model, path), create=True))
             yield
 
-    def submit(self, mark: str, *recipients: str, sender: str = "bob", size: int = 300) -> None:
+    def submit(self, mark: str, *recipients: str, sender: str = "bob") -> None:
         """What `sendmail` does; `promised` has the mark when it ends with 0. Raises dropbox.Refused."""
         with self.running():
             submission = dropbox.Submission(PATHS)
             try:
                 submission.begin([(b"Sender", b"<%s>" % sender.encode()),
                                   *((b"Recipient", b"- - " + one.encode()) for one in recipients)])
-                for piece in pieces(mark, size):
-                    submission.write(piece)
+                submission.write(f"Subject: {mark}\nTo: somebody\n\n".encode())
+                submission.write(text(mark, SIZE))
                 submission.commit()
             except BaseException:
                 submission.give_up()
                 raise
             self.promised.append(mark)
+
+    def submit_by_socket(self, mark: str, *recipients: str) -> None:
+        """The same over the submission socket, whose daemon dies before it takes the message into the queue."""
+        transport = Transport()
+        lines = record.field_lines([(b"Recipient", b"- - " + one.encode()) for one in recipients])
+        content = lines + f"Subject: {mark}\nTo: somebody\n\n".encode() + text(mark, SIZE)
+        length = record.FIRST_LENGTH + len(lines)
+        first = record.first_line(length, record.FIRST_LENGTH + len(content), record.crc(content))
+        with self.running(), mock.patch.object(doors, "peer_uid", return_value=1000), mock.patch.object(
+                asyncio, "get_running_loop", return_value=Loop(self.model)):
+            clock = self.model.clock
+            door = doors.SubmissionDoor(PATHS, Ids(1, clock), Events(lambda priority, line: None), 10**6,
+                                        lambda name: None, clock, sync_directories=self.sync_directories)
+            protocol = door.connect()
+            protocol.connection_made(transport)
+            for frame in (content, b"", first):
+                protocol.data_received(len(frame).to_bytes(4, "big") + frame)
+                if transport.said.startswith(b"0 "):
+                    self.promised.append(mark)
+            protocol.connection_lost(None)
 
     def run(self, within: float = WITHIN) -> None:
         """Start the daemon and let it work until nothing is left to do."""
@@ -184,15 +237,17 @@ class World:
             self.model.close_all()
 
     def start(self, loop: Loop) -> Runner:
-        clock = lambda: self.model.now  # noqa: E731
-        router = Router(CONFIG)
+        clock = self.model.clock
+        router = Router(self.config)
         events = Events(lambda priority, text: self.log.append(text))
         spool = Queue(PATHS, clock, sync_directories=self.sync_directories)
         local = Agents(loop, self.model, lambda user: self.model.now < self.away.get(user, 0.0), self.kind)
-        reports = Reports(CONFIG, spool, clock, "root@host.example")
-        runner = Runner(loop, CONFIG, spool, Expander(), local, reports, events, clock, lambda: 0.5)  # type: ignore[arg-type]
+        reports = Reports(self.config, spool, clock, "root@host.example")
+        relays: Any = SimpleNamespace(flush=lambda: None)  # nothing goes to other hosts
+        runner = Runner(loop, self.config, spool, Expander(), local,  # type: ignore[arg-type]
+                        Outgoing(spool, relays, router, self.config), relays, reports, events, clock, lambda: 0.5)
         ids = Ids(0, clock, spool.taken_ids())
-        runner.attach(Intake(PATHS, spool, ids, Users(), CONFIG, router, events, clock, runner.shares.is_used_up))
+        runner.attach(Intake(PATHS, spool, ids, Users(), self.config, router, events, clock, runner.shares.is_used_up))
         return runner
 
     def is_at_rest(self, runner: Runner) -> bool:
@@ -204,41 +259,30 @@ class World:
     # ---- looking at it
 
     def names(self) -> list[str]:
-        return [path for path, _, mode, _, _ in self.model.after_kill() if mode & 0o100000]
+        return [path for path, _, mode, _, _ in self.model.after_kill() if stat.S_ISREG(mode)]
 
-    def boxes(self) -> dict[str, list[bytes]]:
-        """The messages that everybody has. Raises AssertionError if a mailbox is anything but whole messages."""
-        found: dict[str, list[bytes]] = {}
-        for path, content, mode, _, _ in self.model.after_kill():
-            if not mode & 0o100000:
-                continue
-            if path.startswith(f"{PATHS.mail}/") and not path.endswith(".lock"):
-                found[path.rpartition("/")[2]] = messages_of_mbox(content)
-            elif path.startswith("/home/") and "/Maildir/tmp/" not in path:
-                found.setdefault(path.split("/")[2], []).append(content)
-        for messages in found.values():
-            for message in messages:
-                check_whole(message)
+    def box(self, user: str) -> list[bytes]:
+        """The messages of a user, and what else is in his mailbox."""
+        found: list[bytes] = []
+        for path, content, _, _, _ in self.model.after_kill():
+            if path == f"{PATHS.mail}/{user}":
+                found += messages_of_mbox(content)
+            elif path.startswith((f"/home/{user}/Maildir/new/", f"/home/{user}/Maildir/cur/")):
+                found.append(content)
         return found
 
     def count(self, user: str, mark: str) -> int:
-        """How often a user has a message; reports about it do not count."""
-        wanted = f"\nSubject: {mark}\n".encode()
-        return sum(wanted in message.partition(b"\n\n")[0] for message in self.boxes().get(user, []))
+        """How often a user has a message, whole."""
+        return sum(is_message(one, mark) for one in self.box(user))
 
     def count_reports(self, user: str, mark: str) -> int:
-        wanted = f"\nSubject: {mark}\n".encode()
-        return sum(b"multipart/report" in message and wanted in message for message in self.boxes().get(user, []))
+        """How many reports about a message a user has, whole."""
+        return sum(is_report(one, mark) for one in self.box(user))
 
-
-@contextmanager
-def contextmanager_stack(*managers: Any) -> Iterator[None]:
-    """All of them, first to last."""
-    if not managers:
-        yield
-        return
-    with managers[0], contextmanager_stack(*managers[1:]):
-        yield
+    def rubbish(self) -> list[bytes]:
+        """What is in the mailboxes and is neither a whole message nor a whole report."""
+        return [one for user in USERS for one in self.box(user)
+                if not any(is_message(one, mark) or is_report(one, mark) for mark in MARKS)]
 
 
 def new_world(*, covers_names: bool = True, orders_growth: bool = False, sync_directories: bool = False,
@@ -258,38 +302,28 @@ def new_world(*, covers_names: bool = True, orders_growth: bool = False, sync_di
     return World(model, kind, sync_directories)
 
 
-def pieces(mark: str, size: int) -> Iterator[bytes]:
-    yield f"Subject: {mark}\nTo: somebody\n\nBEGIN {mark}\n".encode()
+def text(mark: str, size: int) -> bytes:
     line = b"From here on every line looks like the last one.\n"
-    for _ in range(size // len(line)):
-        yield line
-    yield f"END {mark}\n".encode()
+    return b"BEGIN %s\n%sEND %s\n" % (mark.encode(), line * (size // len(line)), mark.encode())
 
 
 def messages_of_mbox(content: bytes) -> list[bytes]:
-    """The messages, without From_ lines. Raises AssertionError for what is none."""
-    if not content:
-        return []
-    parts = re.split(rb"(?:\A|(?<=\n\n))From \S+ [^\n]*\n", content)
-    assert parts[0] == b"", f"a mailbox begins with {content[:60]!r}"
-    return parts[1:]
+    """What stands between the From_ lines, without the empty line at the end; what stands before the first one too."""
+    parts = re.split(rb"^From [^\n]*\n", content, flags=re.MULTILINE)
+    return [re.sub(rb"\n\n\Z", b"\n", part) for part in parts[0 if parts[0] else 1:]]
 
 
-def check_whole(message: bytes) -> None:
-    """Raises AssertionError if it is half a message."""
-    assert b"\0" not in message, f"zeros in a mailbox: {message[:300]!r}"
-    assert message.startswith(b"Return-Path: "), f"not a message: {message[:100]!r}"
-    if b"multipart/report" in message:
-        boundary = re.search(rb'boundary="([^"]+)"', message)
-        assert boundary, message
-        assert b"\n--%s--\n" % boundary[1] in message, f"half a report: {message[-100:]!r}"
-        return
-    found = re.search(rb"^Subject: ([^\n]*)\n", message, re.MULTILINE)
-    assert found, f"half a header: {message!r}"
-    assert re.search(rb"\n\nBEGIN %s\n.*\nEND %s\n+\Z" % (found[1], found[1]), message, re.DOTALL), (
-        f"half a message: {message[-200:]!r}")
-    assert message.count(b"\nBEGIN ") == 1, f"two messages in one: {message!r}"
+def is_message(message: bytes, mark: str) -> bool:
+    """Whether this is the message `mark`, whole and nothing else."""
+    head, _, body = message.partition(b"\n\n")
+    wanted = text(mark, SIZE)
+    return (head.startswith(b"Return-Path: ") and b"\nSubject: %s\n" % mark.encode() in head
+            and body in (wanted, wanted.replace(b"\nFrom ", b"\n>From ")))
 
 
-def away(reason: str = "mailbox is away") -> Outcome:
-    return deferred("4.2.0", reason)
+def is_report(message: bytes, mark: str) -> bool:
+    """Whether this is a report about the message `mark`, whole and nothing else."""
+    boundary = re.search(rb'boundary="([^"]+)"', message)
+    return (message.startswith(b"Return-Path: <>\n") and boundary is not None
+            and b"\nSubject: %s\n" % mark.encode() in message.partition(b"\n\n")[2]
+            and message.endswith(b"\n--%s--\n" % boundary[1]))
