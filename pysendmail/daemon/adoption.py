@@ -129,7 +129,9 @@ class Adoption:
 
     def _free(self, name: str) -> str:
         """This id, or a new one if it is taken."""
-        if name not in self._at_start and not self._is_taken(name):
+        # A journal may lie there without a message: that of one in bad/, which must not become another's.
+        has_journal = os.path.lexists(f"{self._paths.journal}/{name}")
+        if not has_journal and name not in self._at_start and not self._is_taken(name):
             return name
         found = self._ids.new()
         self._events.noted(name, f"this id is in use already; the message goes on as {found}")

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ssl import SSLContext
 
 from ..auth.backend import Backend
 from ..config import Config
@@ -30,8 +31,10 @@ from ..smtp.wire import LineEnds
 from ..spool.queue_id import Ids
 from ..users import Users
 from .admission import Admission, Table, Tally, TurnedAway, load_per_processor
+from .certificates import Certificates
 from .inbox import Inbox, taken_ids
 from .policy import Client, Policy
+from .ports import Port, address_of
 from .session import HANDSHAKE, Reception, Session, trouble_words
 
 FIRST_WRITER = 100  # queue ids: the runner's writers have smaller numbers
@@ -42,19 +45,11 @@ PAUSE = 1.0  # seconds without accepting, when the system has run out of somethi
 SWEEP_EVERY = 3600.0  # seconds between looks for abandoned files
 SPARE_FILES = 64  # descriptors besides those of sessions
 NO_LIMIT = 1_000_000_000  # messages in a session of a client who may relay
+SUBMISSIONS = profile.SUBMISSIONS.name
 EX_OK = 0
 
 _RUN_OUT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 DAEMONS = {"smtp": "MTA", "submission": "MSA", "submissions": "TLSMTA", "lmtp": "LMTP"}  # what the log calls a door
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A socket that is bound and listens. profile: a name of smtp/profile.py. is_proxied: PROXY headers come first."""
-
-    socket: socket.socket
-    profile: str
-    is_proxied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +59,7 @@ class Share:
     ports: tuple[Port, ...]
     table: Table
     number: int
+    certificates: Certificates
     logins: Backend | None = None
 
 
@@ -99,7 +95,8 @@ class Listener:
         self._loop = loop
         self._config = config
         self._events = events
-        self._ports = share.ports
+        self._certificates = share.certificates
+        self._ports = [port for port in share.ports if self._can_serve(port)]
         self._clock = clock
         self._tally = Tally(share.table, share.number)
         self._load = load_per_processor()
@@ -116,6 +113,12 @@ class Listener:
         self._ticker: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[None]] = set()
         self._settings: dict[tuple[str, bool, bool], Settings] = {}
+
+    def _can_serve(self, port: Port) -> bool:
+        if port.profile == SUBMISSIONS and self._certificates.for_client(is_local=False) is None:
+            self._events.trouble(f"{address_of(port.socket)} is for TLS, and there is no certificate: nobody is served")
+            return False
+        return True
 
     # ---- its life
 
@@ -190,22 +193,22 @@ class Listener:
         if refusal is not None:
             self._turn_away(connection, client, refusal)
             return
-        is_encrypted = port.profile == "submissions"
+        is_encrypted = port.profile == SUBMISSIONS
+        certificate = self._certificates.for_client(is_local=client.is_local and not is_encrypted)
         wait = 0.0 if client.is_local or client.may_relay else float(self._config.smtpd.greeting_delay)
-        session = Session(self._reception, client, self._settings_for(client, port), DAEMONS[port.profile],
+        session = Session(self._reception, client, self._settings_for(client, port), DAEMONS[port.profile], certificate,
                           is_encrypted=is_encrypted, wait=0.0 if is_encrypted else wait)
-        task = self._loop.create_task(self._connect(session, connection, client, is_encrypted=is_encrypted))
+        task = self._loop.create_task(self._connect(session, connection, client, certificate if is_encrypted else None))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    async def _connect(self, session: Session, connection: socket.socket, client: Client, *,
-                       is_encrypted: bool) -> None:
+    async def _connect(self, session: Session, connection: socket.socket, client: Client,
+                       certificate: SSLContext | None) -> None:
+        """certificate: TLS begins at once."""
         try:
-            if is_encrypted:
-                await self._loop.connect_accepted_socket(
-                    lambda: session, connection, ssl=self._reception.certificate, ssl_handshake_timeout=HANDSHAKE)
-            else:
-                await self._loop.connect_accepted_socket(lambda: session, connection)
+            await self._loop.connect_accepted_socket(
+                lambda: session, connection, ssl=certificate,
+                ssl_handshake_timeout=None if certificate is None else HANDSHAKE)
         except OSError as trouble:
             self._events.not_encrypted(client.shown, trouble_words(trouble))
             connection.close()
@@ -240,7 +243,8 @@ class Listener:
                    messages=NO_LIMIT if is_trusted else limits.messages_per_session, command_line=limits.command_line,
                    soft_errors=limits.soft_errors, hard_errors=limits.hard_errors,
                    unknown_commands=limits.unknown_commands, junk_commands=limits.junk_commands),
-            offers_tls=self._reception.certificate is not None and kind is not profile.SUBMISSIONS,
+            offers_tls=kind is not profile.SUBMISSIONS and (
+                self._certificates.for_client(is_local=client.is_local) is not None),
             mechanisms=profile.MECHANISMS if self._reception.logins is not None else (),
             line_ends=LineEnds.NORMALISE if client.is_local else LineEnds.STRICT, forbids_early=not client.is_local)
 

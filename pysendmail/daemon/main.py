@@ -28,6 +28,7 @@ from ..spool.queue import Queue, prepare
 from ..spool.queue_file import needs_directory_sync
 from ..users import Users
 from . import agents, doors
+from .adoption import Adoption
 from .control import ControlDoor
 from .intake import Intake
 from .outgoing import Outgoing
@@ -99,7 +100,8 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
     control = ControlDoor(paths, config, runner, events)
     servers = [await loop.create_unix_server(door.connect, sock=sockets.submit),
                await loop.create_unix_server(control.connect, sock=sockets.control)]
-    runner.attach(intake)
+    adoption = Adoption(paths, queue_id.Ids(WRITER + 2, time.time, taken), events, runner.has, time.time)
+    runner.attach(intake, adoption)
     events.started(__version__)
     _beat(loop, sockets.link, {"ready": True})
     reason = await stop

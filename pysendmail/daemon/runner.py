@@ -16,6 +16,7 @@ from ..mail.target import RELAY
 from ..route.expand import Expander
 from ..spool.queue import Broken, Entry, Message, Queue
 from . import agents, schedule
+from .adoption import Adoption
 from .intake import Intake
 from .outgoing import Outgoing
 from .passes import Pass, Passes
@@ -53,6 +54,7 @@ class Runner:
         self.waiting = Waiting()
         self.shares = Shares(config.limits.submissions, config.limits.submission_space)
         self._intake: Intake | None = None  # set by attach: it asks us about shares
+        self._adoption: Adoption | None = None  # likewise, about ids
         self._recovering: Iterator[Message] = iter(())
         self._found: set[str] = set()  # what was in the queue at the start, and was not damaged
         self._crashes: Counter[str] = Counter()
@@ -64,9 +66,11 @@ class Runner:
 
     # ---- start and end
 
-    def attach(self, intake: Intake) -> None:
-        """Recover the spool, then begin: nothing is delivered before the queue is known."""
-        self._intake = intake
+    def attach(self, intake: Intake, adoption: Adoption | None = None) -> None:
+        """Recover the spool, then begin: nothing is delivered before the queue is known. adoption: None = no SMTP."""
+        self._intake, self._adoption = intake, adoption
+        if adoption is not None:
+            adoption.recover(self.queue.taken_ids())
         self.queue.recover(intake.sources())
         now = self._clock()
         for entry in self.queue.entries():
@@ -101,7 +105,9 @@ class Runner:
         self.wake()
 
     def wake(self) -> None:
-        """Somebody says that there is something in the drop."""
+        """Somebody says that there is something in the drop, or that a listener has accepted something."""
+        if self._adoption is not None:
+            self._adoption.call()
         wait = self._intake.rescan() if self._intake is not None else 0.0
         if wait and not self._is_wake_due:
             self._is_wake_due = True
@@ -118,6 +124,7 @@ class Runner:
         """Put as many messages to work as there is room for: due ones first, then new ones. Called often."""
         if self.is_stopping or self._intake is None or self._is_taking:
             return
+        doors = [door for door in (self._intake, self._adoption) if door is not None]
         self._is_taking = True
         try:
             self._take_due()
@@ -126,13 +133,13 @@ class Runner:
                 if message is None:
                     break
                 self.accept(message)
-            if self._has_room():
-                for message in self._intake.sweep(min(SLICE, MAX_ACTIVE - len(self.active))):
+            for door in doors:
+                for message in door.sweep(min(SLICE, MAX_ACTIVE - len(self.active))) if self._has_room() else ():
                     self.accept(message)
         finally:
             self._is_taking = False
             self._set_timer()  # what was put off at once is among what waits
-        if self._has_room() and (self._intake.has_more or self.waiting.has_ready):
+        if self._has_room() and (self.waiting.has_ready or any(door.has_more for door in doors)):
             self._loop.call_soon(self.take_in)
 
     def _has_room(self) -> bool:
@@ -169,7 +176,21 @@ class Runner:
     def accept(self, message: Message) -> None:
         """A message that is new in the queue."""
         self.shares.add(message.entry.uid, message.length)
+        if message.is_put_off and self._put_off(message):
+            return
         self.start(message)
+
+    def _put_off(self, message: Message) -> bool:
+        """Queue a message that its submitter wants to be tried by the next queue run (-odq); False = it cannot be."""
+        due = self._clock() + self._settings.retry_first
+        try:
+            self.queue.secure(message)
+            self.queue.reschedule(message, due, 0, "")
+        except OSError as trouble:
+            self.events.trouble(f"{message.id}: cannot put off: {trouble.strerror}")
+            return False
+        self.waiting.put(message.entry, due)
+        return True
 
     def start(self, message: Message) -> None:
         """Work on a message."""
@@ -196,6 +217,10 @@ class Runner:
                  for _, progress in message.state.open_targets()}
         one = found.pop() if len(found) == 1 else ""
         return mark(one) if one else ""
+
+    def has(self, queue_id: str) -> bool:
+        """Whether a message in the queue has this id, whatever its state."""
+        return queue_id in self.active or queue_id in self.waiting
 
     def is_known(self, queue_id: str) -> bool:
         """Whether a report is in the queue, whole, or has been since the start. A crash may have left a torn one there,

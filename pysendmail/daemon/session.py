@@ -56,7 +56,7 @@ Result = TypeVar("Result")
 class Reception:
     """What all sessions of a listener share. now: seconds since the epoch. sessions: those that there are.
 
-    logins: None = nobody can log in. certificate: None = no TLS.
+    logins: None = nobody can log in.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -67,24 +67,24 @@ class Reception:
     inbox: Inbox
     now: Callable[[], float]
     logins: Backend | None = None
-    certificate: ssl.SSLContext | None = None
     sessions: "set[Session]" = field(default_factory=set)
 
 
 class Session(asyncio.Protocol):
     """The client has been let in (admission.py) before this is made. daemon: what the log calls this door.
 
-    wait: seconds until the greeting.
+    certificate: for STARTTLS. wait: seconds until the greeting.
     """
 
-    def __init__(self, reception: Reception, client: Client, settings: Settings, daemon: str, *,
-                 is_encrypted: bool = False, wait: float = 0.0) -> None:
+    def __init__(self, reception: Reception, client: Client, settings: Settings, daemon: str,
+                 certificate: ssl.SSLContext | None = None, *, is_encrypted: bool = False, wait: float = 0.0) -> None:
         self._reception = reception
         self._events = reception.events
         self._core = Server(settings, is_encrypted=is_encrypted)
         self._client = client
         self._key = client.key  # by which it was let in
         self._daemon = daemon
+        self._certificate = certificate
         self._wait = wait
         self._transport: asyncio.Transport | None = None
         self._began = self._moved = reception.loop.time()
@@ -396,10 +396,10 @@ class Session(asyncio.Protocol):
 
     async def _start_tls(self, transport: asyncio.Transport) -> str:
         """"" or what went wrong."""
-        assert self._reception.certificate is not None
+        assert self._certificate is not None
         try:
             made = await self._reception.loop.start_tls(
-                transport, self, self._reception.certificate, server_side=True, ssl_handshake_timeout=HANDSHAKE)
+                transport, self, self._certificate, server_side=True, ssl_handshake_timeout=HANDSHAKE)
         except OSError as trouble:
             return trouble_words(trouble)
         if made is None:

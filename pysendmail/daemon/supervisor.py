@@ -27,10 +27,13 @@ from ..deliver import agent, identity, spawner
 from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
+from ..spool.queue_file import needs_directory_sync
 from ..users import SystemUsers, User, Users
+from . import ports
+from .listeners import Listeners
 from .service import Service
 
-RUNNER_USER, RELAY_USER = "_pysendmail", "_pysmrelay"
+RUNNER_USER, RELAY_USER, LISTENER_USER = "_pysendmail", "_pysmrelay", "_pysmtpd"
 RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended badly is started again
 STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for a failed start
 STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
@@ -38,6 +41,7 @@ END_WITHIN = 1.0  # seconds that a runner may still take to end after it has clo
 BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
 BACKLOG = 64
 
+OPEN_DROP, CLOSED_DROP = 0o3777, 0o3733
 # acl(5) as the kernel stores it: version 2; then tag, permissions, id: owner rw-, group r--, others ---.
 PRIVATE_ACL = struct.pack("<I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
 _SOCKETS = {"wake": socket.SOCK_DGRAM, "submit": socket.SOCK_STREAM, "control": socket.SOCK_STREAM}
@@ -73,6 +77,7 @@ class Supervisor:
     settings: config.Config
     who: User | None
     relay_user: User | None
+    listeners: Listeners
     sockets: dict[str, socket.socket] = field(default_factory=dict)
     runner: Runner | None = None
     server: spawner.Spawner | None = None
@@ -114,7 +119,11 @@ class Supervisor:
         bin/sendmail sees to that itself; a default ACL (acl(5)) makes it so for everybody. File systems without ACLs
         lack this one safety.
         """
+        # Where a file's sync does not cover its name, submitters have to sync the directory, and must be able to open it.
+        mode = OPEN_DROP if needs_directory_sync(self.paths.drop_new) else CLOSED_DROP
         for path in (self.paths.drop_tmp, self.paths.drop_new):
+            if stat.S_IMODE(os.stat(path).st_mode) != mode:
+                os.chmod(path, mode)
             try:
                 os.setxattr(path, "system.posix_acl_default", PRIVATE_ACL)
             except OSError as trouble:
@@ -136,7 +145,7 @@ class Supervisor:
         self.runner = Runner(pid, ours, now, now)
         services = {"relay": spawner.Service(self.relay_user, self._prepare_relay)}
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
-                                      self._ready, self._beat, services, self._log_descriptors())
+                                      self._ready, self._beat, services, log_descriptors(self.log))
 
     def _prepare_relay(self) -> Callable[[socket.socket], None]:
         """In the child that becomes a relay: read the secrets, which are for it alone, while it still can.
@@ -153,9 +162,10 @@ class Supervisor:
         code = EX_SOFTWARE
         try:
             opened = [link, *self.sockets.values()]
-            identity.clean({one.fileno() for one in opened} | self._log_descriptors())
+            identity.clean({one.fileno() for one in opened} | log_descriptors(self.log))
             if self.who is not None:
-                identity.become(self.who)
+                # What listeners accept has the group of their door, so that the runner can read it.
+                identity.become(self.who, more_groups=frozenset((os.stat(self.paths.smtp_new).st_gid,)))
             from . import main  # asyncio and all that: in the child alone
 
             identity.harden(supervisor)
@@ -164,9 +174,6 @@ class Supervisor:
             self.log(ERROR, f"SYSERR(root): runner: {type(problem).__name__}: {problem}")
         finally:
             os._exit(code)
-
-    def _log_descriptors(self) -> frozenset[int]:
-        return frozenset({2} if self.log is to_stderr else ())
 
     # ---- life
 
@@ -181,6 +188,7 @@ class Supervisor:
         self.open_sockets()
         self.close_drop()
         self.start_runner()
+        self.listeners.use(self.settings)
         while True:
             watched = [read] if self.runner is None else [read, self.runner.link.fileno()]
             ready = spawner.wait_readable(watched, self._pause())
@@ -190,10 +198,11 @@ class Supervisor:
             has_word = self.runner is not None and self.runner.link.fileno() in ready
             if has_word and self.server is not None and not self.server.answer():
                 self._end_runner()
-            if self.is_stopping and self.runner is None:
+            if self.is_stopping and self.runner is None and self.listeners.are_gone:
                 return EX_OK
-            if self.runner is None and time.monotonic() >= self.restart_at:
+            if self.runner is None and not self.is_stopping and time.monotonic() >= self.restart_at:
                 self._restart()
+            self.listeners.look_after()
             self._watch()
 
     def _refuse(self, why: str) -> int:
@@ -202,9 +211,10 @@ class Supervisor:
         return EX_TEMPFAIL
 
     def _pause(self) -> float:
-        if self.runner is None:
-            return max(0.0, self.restart_at - time.monotonic())
-        return 5.0
+        pause = min(5.0, self.listeners.pause())
+        if self.runner is None and not self.is_stopping:
+            pause = min(pause, max(0.0, self.restart_at - time.monotonic()))
+        return pause
 
     def _restart(self) -> None:
         try:
@@ -222,6 +232,7 @@ class Supervisor:
             self.is_stopping = True
             self.service.tell("STOPPING=1")
             self._stop_runner()
+            self.listeners.stop()
 
     def _stop_runner(self) -> None:
         if self.runner is not None:
@@ -234,6 +245,8 @@ class Supervisor:
         for pid, code in self.server.reap():
             if self.runner is not None and pid == self.runner.pid:
                 self._runner_ended(code)
+            else:
+                self.listeners.ended(pid, code)
 
     def _runner_ended(self, code: int) -> None:
         assert self.runner is not None
@@ -276,6 +289,7 @@ class Supervisor:
             return
         self.log(NOTICE, "restarting the runner due to SIGHUP")
         self._stop_runner()
+        self.listeners.use(self.settings)
 
     def _ready(self) -> None:
         self.service.tell("READY=1", "STATUS=running")
@@ -325,6 +339,11 @@ def agent_settings(settings: config.Config, paths: Paths) -> agent.Settings:
         router.local_domains)
 
 
+def log_descriptors(log: Log) -> frozenset[int]:
+    """What a log of a child needs to stay open."""
+    return frozenset({2} if log is to_stderr else ())
+
+
 def service_user(users: Users, name: str) -> User | None:
     """The account that a child becomes; None where we are not root and nobody becomes anybody. Raises OSError."""
     if os.geteuid() != 0:
@@ -353,8 +372,11 @@ def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log 
         return EX_CONFIG
     users = users or SystemUsers(time.monotonic)
     try:
-        who, relay_user = (service_user(users, name) for name in (RUNNER_USER, RELAY_USER))
-        supervisor = Supervisor(paths, users, log, Service(), settings, who, relay_user)
+        who, relay_user, listener_user = (
+            service_user(users, name) for name in (RUNNER_USER, RELAY_USER, LISTENER_USER))
+        listeners = Listeners(paths, users, log, listener_user, ports.Ports(log, ports.inherited_sockets()),
+                              log_descriptors(log))
+        supervisor = Supervisor(paths, users, log, Service(), settings, who, relay_user, listeners)
         return supervisor.serve()
     except OSError as trouble:
         print(f"pysendmaild: {trouble}", file=sys.stderr)

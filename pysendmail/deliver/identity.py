@@ -68,13 +68,14 @@ def take_errors_for_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def become(user: User, *, saved_group: int | None = None) -> None:
+def become(user: User, *, saved_group: int | None = None, more_groups: frozenset[int] = frozenset()) -> None:
     """Take on a user's groups, gid and uid, irrevocably; then read it all back. Raises NotBecome or OSError.
 
-    saved_group: a group that stays reachable by setegid (the mailbox group), and only by that.
+    saved_group: a group that stays reachable by setegid (the mailbox group), and only by that. more_groups: besides
+    those that the user is a member of.
     """
     saved = user.gid if saved_group is None else saved_group
-    groups = os.getgrouplist(user.name, user.gid)
+    groups = sorted({*os.getgrouplist(user.name, user.gid), *more_groups})
     os.setgroups(groups)
     os.setresgid(user.gid, user.gid, saved)
     os.setresuid(user.uid, user.uid, user.uid)
