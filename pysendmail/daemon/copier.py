@@ -77,6 +77,7 @@ class Copier:
         if size > len(start) and not is_too_large:
             content = _stream(fd, head + body, len(start), length, record.crc(start[record.FIRST_LENGTH:]), checksum)
         message = self._queue.adopt(envelope, content, name)
+        message.is_put_off = asked.delivery in ("q", "d")
         self._events.accepted(found, envelope.sender, size - offset, len(envelope.recipients),
                               completion.identity(head).message_id, f"{submitter.login}@localhost", body=envelope.body,
                               protocol=asked.protocol)

@@ -80,6 +80,7 @@ class Message:
     is_torn: bool = False
     sound: int = 0
     is_given_up: bool = False
+    is_put_off: bool = False  # its submitter wants it queued, not tried at once
 
     @property
     def id(self) -> str:
@@ -293,8 +294,8 @@ class Queue:
     def finish(self, message: Message) -> None:
         """Every target is final and every report is queued: forget the message (S5).
 
-        Its source goes first: if we die in between, the same bytes are delivered once more, which a mailbox notices; a
-        new copy has a new Received line. The journal goes last, or recipients that are done would not be known as such.
+        If we die in between, a message without a journal is delivered once more, with the same bytes, which a mailbox
+        notices. The journal goes last, or recipients that are done would not be known as such.
         """
         if message.source:
             durable.unlink(f"{self._intake}/{message.source}")
