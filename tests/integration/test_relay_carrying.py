@@ -190,6 +190,35 @@ def test_a_recipient_deferred_by_the_first_host_is_taken_by_the_second_and_the_o
     assert [one.rcpts for one in second.envelopes] == [["TO:<b@example.net>"]]
 
 
+def test_a_third_host_is_not_asked_when_two_have_put_the_mail_off() -> None:
+    table = MX3 | {("example.net", "MX"): ["10 mx1.example.net.", "20 mx2.example.net.", "30 mx3.example.net."],
+                   ("mx3.example.net", "A"): ["127.0.0.4"]}
+
+    async def scenario(port: int) -> list[Answer]:
+        async with FakeDns(table) as dns, Relaying(config(), world(dns, port=port)) as relaying:
+            return await asyncio.gather(*(relaying.start("b@example.net") for _ in range(3)))
+    later = {"rcpt": b"451 4.7.1 greylisted\r\n"}
+    with Sink(address="127.0.0.2", replies=later) as first, \
+            Sink(address="127.0.0.3", port=first.address[1], replies=later) as second, \
+            Sink(address="127.0.0.4", port=first.address[1]) as third:
+        answers = asyncio.run(scenario(first.address[1]))
+    assert [(statuses(answer), answer.state) for answer in answers] == [(["4.7.1"], FINE)] * 3
+    assert len(first.sessions) == 1  # which stays the one to go on with
+    assert len(second.commands("RCPT")) == 3
+    assert not third.sessions
+
+
+def test_what_a_worse_host_says_for_good_is_not_the_last_word_while_a_better_one_is_just_down() -> None:
+    async def scenario(port: int) -> Answer:
+        async with FakeDns(MX3) as dns, Relaying(config(), world(dns, port=port)) as relaying:
+            return await relaying.send("b@example.net")
+    no = {"ehlo": b"550 5.7.1 not you\r\n", "helo": b"550 5.7.1 not you\r\n"}
+    with Sink(address="127.0.0.3", replies=no) as second:
+        answer = asyncio.run(scenario(second.address[1]))
+    assert (statuses(answer), answer.state) == (["4.4.1"], DOWN)
+    assert len(second.sessions) == 1
+
+
 @pytest.mark.parametrize(("table", "status", "state"), [
     ({}, "5.1.2", FINE), ({("example.net", "MX"): ["0 ."]}, "5.1.10", FINE),
     ({("example.net", "MX"): "SERVFAIL"}, "4.4.3", DOWN),
@@ -424,6 +453,33 @@ def test_a_packet_without_descriptors_ends_it_too() -> None:
         sent = Shipment(1, "0WkDdmTe001000", 0, 1, "", (Recipient("b@example.net"),), "example.net")
         relaying.channel.send(shipment.shipments_packet([(sent, 1)]))
         await asyncio.wait_for(relaying.relay.ended, 5)
+    run(scenario)
+
+
+def test_without_a_free_descriptor_shipments_go_back_untried() -> None:
+    async def scenario(relaying: Relaying) -> None:
+        sent = Shipment(7, "0WkDdmTe001000", 0, 1, "", (Recipient("b@example.net"),), "example.net")
+        answer = relaying.expect(7)
+        relaying.relay._take(shipment.shipments_packet([(sent, 1)]), [], socket.MSG_CTRUNC)
+        assert (statuses(await answer), answer.result().is_tried) == (["4.3.0"], False)
+        assert not relaying.relay.ended.done()
+    run(scenario)
+
+
+def test_answers_that_the_runner_does_not_take_yet_come_later() -> None:
+    async def scenario(relaying: Relaying) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(relaying.channel.fileno())
+        answers = []
+        for n in range(2000):
+            answers.append(relaying.start("b@[192.0.2.999]"))
+            if n % 8 == 0:
+                await asyncio.sleep(0)
+        while not relaying.relay._unsent:
+            await asyncio.sleep(0)
+        loop.add_reader(relaying.channel.fileno(), relaying._readable)
+        for answer in answers:
+            assert statuses(await answer) == ["5.1.2"]
     run(scenario)
 
 

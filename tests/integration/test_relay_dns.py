@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pysendmail.net import resolver
 from pysendmail.net.resolver import Answer, Kind, Resolver, State, read_conf
 from tests.tools.fakedns import FakeDns, Table
 
@@ -21,8 +22,8 @@ def ask(table: Table, *questions: tuple[str, Kind], lifetime: float = 5.0,
         **server: bool) -> tuple[list[Answer], FakeDns]:
     async def scenario() -> tuple[list[Answer], FakeDns]:
         async with FakeDns(table, **server) as dns:
-            resolver = Resolver(Clock(), conf="/nonexistent", port=dns.port, lifetime=lifetime)
-            return [await resolver.lookup(*question) for question in questions], dns
+            asking = Resolver(Clock(), conf="/nonexistent", port=dns.port, lifetime=lifetime)
+            return [await asking.lookup(*question) for question in questions], dns
     return asyncio.run(scenario())
 
 
@@ -111,34 +112,59 @@ def test_no_server_is_trouble_at_once() -> None:
     assert "Connection refused" in answer.words
 
 
+def test_a_query_that_got_lost_is_sent_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(resolver, "read_conf", lambda _: resolver.Servers(timeout=0.05))
+    (tmp_path / "conf").write_text("")
+
+    async def scenario() -> None:
+        async with FakeDns({("x.example", "A"): ["lost", "192.0.2.1"], ("y.example", "A"): "silent"}) as dns:
+            asking = Resolver(Clock(), conf=str(tmp_path / "conf"), port=dns.port)
+            assert (await asking.lookup("x.example", Kind.A)).records == ((0, "192.0.2.1"),)
+            assert len(dns.asked) == 2
+            answer = await asking.lookup("y.example", Kind.A)
+            assert (answer.state, answer.words) == (
+                State.TROUBLE, "no answer from DNS server 127.0.0.1 about y.example")
+    asyncio.run(scenario())
+
+
+def test_the_oldest_answers_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "MAX_KEPT", 3)
+    table = {(f"{name}.example", "A"): ["192.0.2.1"] for name in "abcde"}
+    order = [(f"{name}.example", Kind.A) for name in "abcdea"]
+    _, dns = ask(table, *order)
+    assert [name[0] for name, _, _ in dns.asked] == list("abcdea")
+    _, dns = ask(table, *order[:3], *order[:3])
+    assert [name[0] for name, _, _ in dns.asked] == list("abc")
+
+
 def test_answers_are_kept_for_their_time_and_troubles_are_not() -> None:
     async def scenario() -> None:
         clock = Clock()
         async with FakeDns({("x.example", "A"): ["192.0.2.1"], ("y.example", "A"): "SERVFAIL"}) as dns:
-            resolver = Resolver(clock, conf="/nonexistent", port=dns.port)
+            asking = Resolver(clock, conf="/nonexistent", port=dns.port)
             for _ in range(3):
-                await resolver.lookup("x.example", Kind.A)
+                await asking.lookup("x.example", Kind.A)
             assert len(dns.asked) == 1
             clock.now += 299
-            await resolver.lookup("x.example.", Kind.A)
+            await asking.lookup("x.example.", Kind.A)
             assert len(dns.asked) == 1
             clock.now += 2
-            await resolver.lookup("x.example", Kind.A)
+            await asking.lookup("x.example", Kind.A)
             assert len(dns.asked) == 2
-            resolver.forget()
-            await resolver.lookup("x.example", Kind.A)
+            asking.forget()
+            await asking.lookup("x.example", Kind.A)
             assert len(dns.asked) == 3
-            assert (await resolver.lookup("y.example", Kind.A)).state is State.TROUBLE
+            assert (await asking.lookup("y.example", Kind.A)).state is State.TROUBLE
             dns.table["y.example", "A"] = ["192.0.2.2"]
-            assert (await resolver.lookup("y.example", Kind.A)).state is State.FOUND
+            assert (await asking.lookup("y.example", Kind.A)).state is State.FOUND
     asyncio.run(scenario())
 
 
 def test_the_same_question_is_asked_once_however_many_want_to_know() -> None:
     async def scenario() -> None:
         async with FakeDns({("x.example", "A"): ["192.0.2.1"]}) as dns:
-            resolver = Resolver(Clock(), conf="/nonexistent", port=dns.port)
-            answers = await asyncio.gather(*(resolver.lookup("x.example", Kind.A) for _ in range(20)))
+            asking = Resolver(Clock(), conf="/nonexistent", port=dns.port)
+            answers = await asyncio.gather(*(asking.lookup("x.example", Kind.A) for _ in range(20)))
             assert {answer.records for answer in answers} == {((0, "192.0.2.1"),)}
             assert len(dns.asked) == 1
     asyncio.run(scenario())
@@ -147,9 +173,9 @@ def test_the_same_question_is_asked_once_however_many_want_to_know() -> None:
 def test_one_who_no_longer_waits_does_not_take_the_answer_from_others() -> None:
     async def scenario() -> None:
         async with FakeDns({("x.example", "A"): ["192.0.2.1"]}) as dns:
-            resolver = Resolver(Clock(), conf="/nonexistent", port=dns.port)
-            first = asyncio.ensure_future(resolver.lookup("x.example", Kind.A))
-            second = asyncio.ensure_future(resolver.lookup("x.example", Kind.A))
+            asking = Resolver(Clock(), conf="/nonexistent", port=dns.port)
+            first = asyncio.ensure_future(asking.lookup("x.example", Kind.A))
+            second = asyncio.ensure_future(asking.lookup("x.example", Kind.A))
             await asyncio.sleep(0)
             first.cancel()
             assert (await second).records == ((0, "192.0.2.1"),)
@@ -161,14 +187,14 @@ def test_a_changed_resolv_conf_counts_from_the_next_question_on(tmp_path: Path) 
         conf = tmp_path / "resolv.conf"
         conf.write_text("nameserver 127.0.0.9\noptions timeout:1 attempts:1\n")
         async with FakeDns({("x.example", "A"): ["192.0.2.1"]}) as dns:
-            resolver = Resolver(Clock(), conf=str(conf), port=dns.port)
-            assert (await resolver.lookup("x.example", Kind.A)).state is State.TROUBLE
+            asking = Resolver(Clock(), conf=str(conf), port=dns.port)
+            assert (await asking.lookup("x.example", Kind.A)).state is State.TROUBLE
             conf.write_text("search one.example two.example.\nnameserver 127.0.0.9\nnameserver 127.0.0.1\n")
             os.utime(conf, ns=(1, 1))
-            assert (await resolver.lookup("x.example", Kind.A)).state is State.FOUND
-            assert resolver.search == ("one.example", "two.example")
+            assert (await asking.lookup("x.example", Kind.A)).state is State.FOUND
+            assert asking.search == ("one.example", "two.example")
             conf.unlink()
-            assert (await resolver.lookup("x.example", Kind.A)).state is State.FOUND
+            assert (await asking.lookup("x.example", Kind.A)).state is State.FOUND
     asyncio.run(scenario())
 
 
@@ -177,10 +203,10 @@ def test_the_server_that_answered_is_asked_first_the_next_time(tmp_path: Path) -
         conf = tmp_path / "resolv.conf"
         conf.write_text("nameserver 127.0.0.9\nnameserver 127.0.0.1\noptions timeout:30\n")
         async with FakeDns({("x.example", "A"): ["192.0.2.1"], ("y.example", "A"): ["192.0.2.2"]}) as dns:
-            resolver = Resolver(Clock(), conf=str(conf), port=dns.port)
-            await resolver.lookup("x.example", Kind.A)
-            assert resolver._first == 1
-            assert (await resolver.lookup("y.example", Kind.A)).state is State.FOUND
+            asking = Resolver(Clock(), conf=str(conf), port=dns.port)
+            await asking.lookup("x.example", Kind.A)
+            assert asking._first == 1
+            assert (await asking.lookup("y.example", Kind.A)).state is State.FOUND
     asyncio.run(scenario())
 
 

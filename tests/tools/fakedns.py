@@ -4,9 +4,9 @@
 
 A value may also be a rcode ("SERVFAIL", "NXDOMAIN", "REFUSED", "FORMERR"), "silent" (no answer at all), "truncated"
 (TC over UDP, the next entry of the list over TCP), "garbage" (what is no DNS message, then the answer), "forged" (an
-answer to another question and one with another id, then the answer), "referral" (a delegation instead of an answer).
-Names that are not in the table do not exist; those that are there with another type have no data. CNAME entries are
-followed within the table, as a resolver does.
+answer to another question and one with another id, then the answer), "lost" (the first query is), "referral" (a
+delegation instead of an answer). Names that are not in the table do not exist; those that are there with another type
+have no data. CNAME entries are followed within the table, as a resolver does.
 """
 
 import asyncio
@@ -76,6 +76,9 @@ class FakeDns:
             reply.set_rcode(dns.rcode.FORMERR)
             return [reply.to_wire()]
         entry = self.table.get((name, kind))
+        if isinstance(entry, list) and entry[:1] == ["lost"]:
+            self.table[name, kind] = entry[1:]
+            return []
         if isinstance(entry, list) and entry and entry[0] in ("truncated", "garbage", "forged"):
             return self._oddly(entry, query, reply, transport)
         if entry == "silent":

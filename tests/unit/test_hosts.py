@@ -182,6 +182,18 @@ def test_whose_address_it_is(listening: list[str], address: str, expected: bool)
     assert hosts.own_addresses(listening)(address) is expected
 
 
+def test_a_listener_has_an_address_or_none() -> None:
+    found = [hosts.endpoint_address(one) for one in ("127.0.0.1:25", "[::1]:25", "unix:/run/x")]
+    assert found == ["127.0.0.1", "::1", ""]
+
+
+def test_who_listens_everywhere_is_at_every_address_of_its_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "is_loopback", lambda address: False)  # the only addresses that every host has
+    assert hosts.own_addresses(["0.0.0.0"])("127.0.0.1")
+    assert not hosts.own_addresses(["0.0.0.0"])("192.0.2.1")
+    assert not hosts.own_addresses(["127.0.0.2"])("127.0.0.1")
+
+
 def test_places_know_how_their_connection_begins() -> None:
     assert Place("a.example", "192.0.2.1", 465).is_encrypted
     assert not Place("a.example", "192.0.2.1", 587).is_encrypted
