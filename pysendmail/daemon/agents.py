@@ -7,11 +7,11 @@ least recently used idle one makes room.
 
 A user can stop or stall his own agents but nobody else's mail:
 
-    a lane that is stalled       takes nothing more, and what waits in it is handed back as busy: it is tried again soon,
-                                 and holds no place among the messages in work meanwhile
-    commands                     have half of the places at most, so that mailboxes always have the others
-    all places are taken         what waits for one is handed back as busy; a mailbox agent that has been silent for
-                                 CROWDED_AFTER makes room, dead or alive
+    a lane that is stalled    takes nothing more, and what waits in it is handed back as busy: it is tried again soon,
+                              and holds no place among the messages in work meanwhile
+    commands                  have half of the places at most, so that mailboxes always have the others
+    all places are taken      what waits for one is handed back as busy; a mailbox agent that has been silent for
+                              CROWDED_AFTER makes room, dead or alive
 
 An agent that ends with requests unanswered leaves their outcome unknown; they are deferred, and may be duplicated. The
 spawner's silence, a lack of descriptors, a kernel that takes no more of them in flight: all of that means "later".

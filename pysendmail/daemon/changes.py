@@ -1,13 +1,15 @@
 """What an administrator can do to a waiting message: hold, release, delete, bounce, requeue.
 
-Each function takes the runner and an entry that waits (nobody works on it), and raises OSError or Broken when it could
-not be done; the message is then where it was. Nothing here asks who asks: control.py does.
+Each function takes the runner and an entry that waits (nobody works on it), and raises OSError, Broken, Damaged or
+ValueError when it could not be done; the message is then where it was. Nothing here asks who asks: control.py does.
 """
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ..mail.outcome import failed
+from ..mail.target import KNOWN, Target
 from ..spool import listing
 from ..spool.journal import Event
 from ..spool.queue import Entry
@@ -46,22 +48,30 @@ def delete(runner: Runner, entry: Entry) -> None:
     message = listing.peek(runner.queue, entry)
     runner.queue.finish(message)
     runner.waiting.remove(entry.id)
-    runner.shares.remove(entry.uid, 0)
+    runner.shares.remove(entry.uid, message.length)
     runner.events.noted(entry.id, f"deleted by the administrator: from=<{message.envelope.sender}>, "
                                   f"nrcpts={len(message.envelope.recipients)}")
 
 
 def bounce(runner: Runner, entry: Entry) -> None:
-    """Every open target fails now; its sender gets the usual report."""
+    """Every open target fails now, and every recipient of whom nothing is known yet; the sender gets a report."""
+    message = runner.queue.load(entry)
+    state, events, refusal = message.state, [], failed("5.7.1", "returned by the administrator")
+
+    def happens(verb: str, **data: Any) -> None:
+        events.append(Event(verb, time.time(), data))
+        state.apply(events[-1])
+
+    for index, recipient in enumerate(message.envelope.recipients):
+        if index not in state.expanded:
+            target = Target(KNOWN, recipient.address, outcome=refusal)
+            happens("expanded", r=index, t=[[state.next_number(), target.to_json()]])
+    for number, _ in state.open_targets():
+        happens("failed", n=number, o=refusal.to_json())
+    happens("released")
+    runner.queue.write_down(message, events)
     if entry.place == "hold":
         runner.queue.release(entry)
-    message = runner.queue.load(entry)
-    events = [Event("failed", time.time(), {"n": number, "o": failed(
-        "5.7.1", "returned by the administrator").to_json()}) for number, _ in message.state.open_targets()]
-    events.append(Event("released", time.time(), {}))
-    for event in events:
-        message.state.apply(event)
-    runner.queue.write_down(message, events)
     runner.waiting.remove(entry.id)
     runner.start(message)
 
@@ -78,6 +88,8 @@ def requeue(runner: Runner, entry: Entry) -> None:
             "n": number, "t": [[first + k, target.to_json()] for k, target in enumerate(targets)]})
         state.apply(event)
         events.append(event)
+    if entry.place == "hold":
+        events.append(Event("released", time.time(), {}))
     runner.queue.write_down(message, events)
     if entry.place == "hold":
         runner.queue.release(entry)

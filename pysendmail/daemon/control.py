@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,8 +31,7 @@ MAX_CLIENTS_PER_USER = 4
 IDLE = 30.0  # seconds for the request to come
 SESSION = 300.0  # seconds in all
 ITEMS_AT_ONCE = 100  # listed before others are served
-EX_USAGE, EX_NOPERM, EX_TEMPFAIL = 64, 77, 75
-
+EX_USAGE, EX_SOFTWARE, EX_NOPERM, EX_TEMPFAIL = 64, 70, 77, 75
 
 
 class BadRequest(Exception):
@@ -96,7 +96,7 @@ class ControlDoor:
             return "not in the queue"
         try:
             changes.CHANGES[verb](runner, entry)
-        except (OSError, Broken) as trouble:
+        except (OSError, Broken, Damaged, ValueError) as trouble:
             return str(trouble)
         return ""
 
@@ -155,6 +155,9 @@ class ControlProtocol(asyncio.Protocol):
             self._fail(*problem.args)
         except (ValueError, RecursionError):
             self._fail(EX_USAGE, "request is not JSON")
+        except Exception:  # noqa: BLE001 - one client's question must not cost more than its answer
+            self._door.events.trouble(f"control socket: {traceback.format_exc(limit=-3)}")
+            self._fail(EX_SOFTWARE, "a fault of pysendmaild, which is in its log")
         if self._transport is not None:
             self._transport.close()
 
@@ -174,8 +177,8 @@ class ControlProtocol(asyncio.Protocol):
             self._write({"end": {"count": count}})
         elif verb == "show":
             await self._show(str(request.get("id", "")))
-        elif verb == "flush" or verb in changes.CHANGES:
-            await self._change(str(verb), wanted, is_dry=bool(request.get("dry_run")))
+        elif isinstance(verb, str) and (verb == "flush" or verb in changes.CHANGES):
+            await self._change(verb, wanted, is_dry=bool(request.get("dry_run")))
         else:
             raise BadRequest(EX_USAGE, "unknown request")
 
@@ -183,8 +186,8 @@ class ControlProtocol(asyncio.Protocol):
         for item in self._door.items(self._uid, wanted):
             if item is None:
                 await asyncio.sleep(0)
-                await self._may_write.wait()
             else:
+                await self._may_write.wait()  # for a client that reads slowly: an item may be large
                 yield item
 
     async def _show(self, queue_id: str) -> None:
@@ -198,7 +201,7 @@ class ControlProtocol(asyncio.Protocol):
         if not self._door.may_all(self._uid) and verb != "flush":
             raise BadRequest(EX_NOPERM, f"only root may {verb} messages")
         done = 0
-        for item in [item async for item in self._matching(wanted)]:
+        async for item in self._matching(wanted):
             why = "" if is_dry else self._door.change(verb, item["id"])
             self._write({"item": item | {"result": why or "ok"}})
             done += not why

@@ -65,15 +65,16 @@ class Clients:
 
 
 class SubmissionDoor:
-    """The server of the submission socket. adopt(name) takes intake/`name` into the queue.
+    """The server of the submission socket. adopt(name) takes intake/`name` into the queue. is_full(uid): whether this
+    user's share of the queue is used up.
 
     sync_directories: for file systems where the sync of a file does not cover its name (spool/queue.py).
     """
 
     def __init__(self, paths: Paths, ids: Ids, events: Events, size_limit: int, adopt: Callable[[str], None],
-                 clock: Callable[[], float], *, sync_directories: bool = False) -> None:
-        self.paths, self.ids, self.events, self.size_limit, self.adopt, self.clock = (
-            paths, ids, events, size_limit, adopt, clock)
+                 is_full: Callable[[int], bool], clock: Callable[[], float], *, sync_directories: bool = False) -> None:
+        self.paths, self.ids, self.events, self.size_limit, self.adopt, self.is_full, self.clock = (
+            paths, ids, events, size_limit, adopt, is_full, clock)
         self.directory = paths.intake if sync_directories else ""
         self.clients = Clients(MAX_CLIENTS, MAX_CLIENTS_PER_USER)
         self._minute, self._taken = 0, Counter[int]()
@@ -115,6 +116,9 @@ class SubmissionProtocol(asyncio.Protocol):
         self._is_counted = self._door.clients.enter(self._uid)
         if not self._is_counted or not self._door.may_submit(self._uid):
             self._answer(EX_TEMPFAIL, "too many submissions, try again later")
+            return
+        if self._door.is_full(self._uid):
+            self._answer(EX_TEMPFAIL, "too much mail of yours is waiting, try again later")
             return
         self._id = self._door.ids.new()
         self._tmp = f"{self._door.paths.queue}/tmp/{self._id}"

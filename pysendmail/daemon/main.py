@@ -95,13 +95,14 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
             runner.accept(message)
 
     taken = runner.queue.taken_ids()
+    adoption = Adoption(paths, queue_id.Ids(WRITER + 2, time.time, taken), events, runner.has, time.time)
+    runner.attach(intake, adoption)  # before anybody can put something into a queue that is not known yet
     door = doors.SubmissionDoor(paths, queue_id.Ids(WRITER + 1, time.time, taken), events, config.limits.message_size,
-                                adopt, time.time, sync_directories=needs_directory_sync(paths.intake))
+                                adopt, runner.shares.is_used_up, time.time,
+                                sync_directories=needs_directory_sync(paths.intake))
     control = ControlDoor(paths, config, runner, events)
     servers = [await loop.create_unix_server(door.connect, sock=sockets.submit),
                await loop.create_unix_server(control.connect, sock=sockets.control)]
-    adoption = Adoption(paths, queue_id.Ids(WRITER + 2, time.time, taken), events, runner.has, time.time)
-    runner.attach(intake, adoption)
     events.started(__version__)
     _beat(loop, sockets.link, {"ready": True})
     reason = await stop

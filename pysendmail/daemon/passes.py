@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from ..config import Config
 from ..deliver.request import Reply, Request
 from ..events import Events
-from ..mail.outcome import Outcome, failed
+from ..mail.outcome import Outcome, deferred, failed
 from ..mail.target import CHANGED, COMMAND, FILE, KNOWN, MAILBOX, RELAY, Target
 from ..route.expand import Expander
 from ..spool.journal import Event, Progress
@@ -36,7 +36,8 @@ class Pass:
 
     started: when each target went out. outgoing: targets for other hosts that have not been sent yet. due: the
     earliest time at which a host that is down will be tried again, 0.0 = by the schedule. is_busy: some delivery
-    found its agent busy. hold: why it is to be held, "" = not.
+    found its agent busy. is_counted: the attempt is counted. hold: why the administrator wants it held, "" = he does
+    not.
     """
 
     message: Message
@@ -51,6 +52,7 @@ class Pass:
     is_dispatching: bool = False
     is_flush_due: bool = False
     is_over: bool = False
+    is_counted: bool = False
     hold: str = ""
 
     def note(self, event: Event) -> None:
@@ -122,7 +124,12 @@ class Passes:
             p.outgoing.append(number)
             return
         if target.kind == COMMAND:
-            self.flush(p, sync=True)
+            try:
+                self.flush(p, sync=True)
+            except OSError as trouble:
+                refusal = deferred("4.3.0", f"not run before its journal is written: {trouble.strerror}")
+                self._answer(p, number, Reply(0, refusal))
+                return
         envelope = message.envelope
         self._number += 1
         request = Request(self._number, message.id, message.offset, message.length,

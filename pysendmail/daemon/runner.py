@@ -72,7 +72,7 @@ class Runner:
         if adoption is not None:
             adoption.recover(self.queue.taken_ids())
         self.queue.recover(intake.sources())
-        now = self._clock()
+        now = self._last_scan = self._clock()
         for entry in self.queue.entries():
             self.waiting.put(entry, schedule.sane_due(entry.due, now, self._settings))
             self.shares.add(entry.uid, 0)
@@ -247,6 +247,9 @@ class Runner:
             self.events.trouble(f"{p.message.id}: cannot settle: {trouble.strerror}")
             if p.message.is_given_up and self._intake is not None:
                 self._intake.put_back(p.message.source)  # our copy is of no use, its source is
+                self.done(p)
+            elif isinstance(trouble, FileNotFoundError) and self.queue.find(p.message.id) is None:
+                self.events.trouble(f"{p.message.id}: its file is gone from the queue, by no doing of ours")
                 self.done(p)
             else:
                 self._loop.call_later(SETTLE_AGAIN, self._settle_again, p)

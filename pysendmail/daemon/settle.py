@@ -6,9 +6,10 @@ not take it; the runner settles again later, and what was done already is not do
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
-from ..config import Config
+from ..config import Config, QueueSettings
 from ..events import Events
 from ..mail.outcome import failed
 from ..spool.journal import Event
@@ -17,7 +18,8 @@ from . import schedule
 from .passes import Pass, Passes
 from .report import Plan, Reports
 
-BUSY_AGAIN = 5.0  # seconds before a delivery is tried again that its agent had no time for
+BUSY_AGAIN = 5.0  # seconds, at least, before a delivery is tried again that its agent had no time for
+BUSY_SHARE = 0.1  # of its age that it waits: who keeps his agents busy for long is asked less and less often
 
 
 class Owner(Protocol):
@@ -39,7 +41,8 @@ class Settlement:
 
     def __init__(self, config: Config, queue: Queue, reports: Reports, events: Events, clock: Callable[[], float],
                  chance: Callable[[], float], owner: Owner) -> None:
-        self._settings = config.queue
+        self._usual = config.queue
+        self._of_reports = replace(config.queue, lifetime=config.queue.bounce_lifetime)
         self._queue = queue
         self._reports = reports
         self._events = events
@@ -51,43 +54,53 @@ class Settlement:
         """No target is out any more. Raises OSError: nothing is forgotten, settle again."""
         if not p.is_busy:
             self._expire(p, passes)
-        self._report(p, passes)
-        if p.message.state.open_targets() or p.hold:
-            self._postpone(p, passes)
+        untold = self._report(p, passes)
+        if p.message.state.open_targets() or untold:
+            self._postpone(p, passes, untold or p.hold)
         else:
             self._queue.finish(p.message)
             self._owner.done(p)
 
     def _expire(self, p: Pass, passes: Passes) -> None:
         message, state, now = p.message, p.message.state, self._clock()
-        if not schedule.is_expired(message.envelope.received_at, state.attempts + 1, now, self._settings):
+        settings = self._settings(message)
+        if not schedule.is_expired(message.envelope.received_at, state.attempts + 1, now, settings):
             return
         for number, progress in state.open_targets():
             last = progress.outcome.reason if progress.outcome is not None else "never tried"
             diagnostic = progress.outcome.diagnostic if progress.outcome is not None else ""
-            reason = f"gave up after {self._settings.lifetime} s: {last}"
+            reason = f"gave up after {settings.lifetime} s: {last}"
             passes.take_outcome(p, number, failed("5.4.7", reason, diagnostic))
 
-    def _report(self, p: Pass, passes: Passes) -> None:
-        """Queue what the sender must hear. Each report is planned in the journal first, unless the message ends
-        here."""
-        message, state = p.message, p.message.state
-        if state.plan is not None:  # a crash came between plan and report
+    def _settings(self, message: Message) -> QueueSettings:
+        """Mail that nobody gets back waits less long."""
+        return self._usual if message.envelope.sender else self._of_reports
+
+    def _report(self, p: Pass, passes: Passes) -> str:
+        """Queue what the sender must hear. Each report is planned in the journal first, unless the message ends here.
+
+        What is returned is why somebody who ought to hear something cannot be told, "" = all is told.
+        """
+        message, state, untold = p.message, p.message.state, ""
+        if state.plan is not None:  # a crash, or a full disk, came between plan and report
+            if state.open_targets():
+                passes.flush(p, sync=True)
             number, _, targets = state.plan
             self._send_report(p, self._reports.remake(message, number, targets))
         is_late = (bool(state.open_targets()) and not state.is_warned and not p.is_busy
-                   and schedule.is_late(message.envelope.received_at, self._clock(), self._settings))
+                   and schedule.is_late(message.envelope.received_at, self._clock(), self._usual))
         for kind in ("final", "delayed") if is_late else ("final",):
             plan = self._reports.plan(message, kind)
             if plan is None:
                 continue
             if not plan.report_id:
-                p.hold = plan.why
+                untold = plan.why
                 continue
             p.note(Event("planned", self._clock(), {"k": plan.number, "kind": kind, "n": list(plan.targets)}))
             if state.open_targets():
                 passes.flush(p, sync=True)
             self._send_report(p, plan)
+        return untold
 
     def _send_report(self, p: Pass, plan: Plan) -> None:
         """Queue a planned report, unless it is there already. Raises OSError: the plan stands."""
@@ -97,22 +110,24 @@ class Settlement:
             self._owner.accept(report)
         p.note(Event("reported", self._clock(), {"k": plan.number}))
 
-    def _postpone(self, p: Pass, passes: Passes) -> None:
+    def _postpone(self, p: Pass, passes: Passes, hold: str) -> None:
+        """Back into the queue; hold: why it is to be held, "" = it is not."""
         message, state, now = p.message, p.message.state, self._clock()
-        attempts = state.attempts + (0 if p.is_busy else 1)
-        if attempts != state.attempts:
-            p.note(Event("tried", now, {"attempts": attempts}))
-        if p.hold:
-            p.note(Event("held", now, {"why": p.hold}))
+        if not p.is_busy and not p.is_counted:
+            p.is_counted = True  # once, however often the disk does not take it
+            p.note(Event("tried", now, {"attempts": state.attempts + 1}))
+        if hold and state.held != hold:
+            p.note(Event("held", now, {"why": hold}))
         self._queue.secure(message)
         # A report may be gone before our line that it was queued is on the disk: without it there would be another.
         passes.flush(p, sync=any(event.verb == "reported" for event in p.events))
+        attempts, age = state.attempts, schedule.age(message.envelope.received_at, now)
         if p.is_busy:
-            due = now + BUSY_AGAIN
+            due = now + min(max(BUSY_AGAIN, age * BUSY_SHARE), self._usual.retry_max)
         else:
-            due = schedule.due(now, message.envelope.received_at, attempts, self._settings, self._chance())
+            due = schedule.due(now, message.envelope.received_at, attempts, self._settings(message), self._chance())
             due = max(now, p.due) if p.due and len(state.open_targets()) == 1 else due
         self._queue.reschedule(message, due, attempts, self._owner.destination_of(message))
-        if p.hold:
+        if hold:
             self._queue.hold(message.entry)
         self._owner.postponed(p, message.entry, due)

@@ -28,7 +28,7 @@ from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
 from ..spool.queue_file import needs_directory_sync
-from ..users import SystemUsers, User, Users
+from ..users import LookupTrouble, SystemUsers, User, Users
 from . import ports
 from .listeners import Listeners
 from .service import Service
@@ -348,7 +348,10 @@ def service_user(users: Users, name: str) -> User | None:
     """The account that a child becomes; None where we are not root and nobody becomes anybody. Raises OSError."""
     if os.geteuid() != 0:
         return None
-    found = users.lookup(name)
+    try:
+        found = users.lookup(name)
+    except LookupTrouble as trouble:
+        raise OSError(trouble.errno, f"cannot look up user {name}: {trouble.strerror}")
     if found is None:
         raise OSError(errno.ENOENT, f"there is no user {name}; is the package installed?")
     return found
@@ -379,9 +382,8 @@ def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log 
         supervisor = Supervisor(paths, users, log, Service(), settings, who, relay_user, listeners)
         return supervisor.serve()
     except OSError as trouble:
-        print(f"pysendmaild: {trouble}", file=sys.stderr)
-        log(ERROR, f"SYSERR(root): {trouble}")
+        why = trouble if trouble.filename or not trouble.strerror else trouble.strerror
+        print(f"pysendmaild: {why}", file=sys.stderr)
+        log(ERROR, f"SYSERR(root): {why}")
         return EX_OSERR
-
-
 
