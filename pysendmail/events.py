@@ -166,7 +166,8 @@ class Events:
         self._log(INFO, f"{queue_id}: {report_id}: {kind}: {shown(reason)}")
 
     def forwarded(self, queue_id: str, user: str, targets: int) -> None:
-        self._log(INFO, f"{queue_id}: clone: owner={shown(user)}, {targets} targets from .forward")
+        """A .forward has taken a mailbox's place. ("DEBUG:" is what log readers of sendmail pass over.)"""
+        self._log(INFO, f"{queue_id}: DEBUG: .forward of {shown(user)}: {targets} targets")
 
     def refused(self, what: str, reason: str) -> None:
         """Something was not taken in: a drop file in quarantine, a client of a socket turned away."""

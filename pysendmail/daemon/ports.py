@@ -70,7 +70,7 @@ class Ports:
                 continue
             self._complaints.pop(listener.address, None)
             is_new = True
-            self._log(NOTICE, f"listening on {address_of(self._bound[listener.address])} ({listener.profile})")
+            self._log(NOTICE, f"DEBUG: listening on {address_of(self._bound[listener.address])} ({listener.profile})")
         return is_new
 
     @property
