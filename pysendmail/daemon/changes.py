@@ -18,16 +18,17 @@ from .runner import Runner
 BY_ADMINISTRATOR = "held by the administrator"
 
 
-def hold(runner: Runner, entry: Entry) -> None:
-    """Out of the schedule, until released."""
+def hold(runner: Runner, entry: Entry, why: str = BY_ADMINISTRATOR) -> None:
+    """Out of the schedule, until released. why: one line for people."""
     if entry.place == "hold":
         return
     message = listing.peek(runner.queue, entry)
-    event = Event("held", time.time(), {"why": BY_ADMINISTRATOR})
+    event = Event("held", time.time(), {"why": why})
     message.state.apply(event)
     runner.queue.write_down(message, [event])
     runner.queue.hold(entry)
-    runner.events.noted(entry.id, "quarantine: " + BY_ADMINISTRATOR)
+    runner.catalogue.forget(entry.id)
+    runner.events.noted(entry.id, "quarantine: " + why)
 
 
 def release(runner: Runner, entry: Entry) -> None:
@@ -39,6 +40,7 @@ def release(runner: Runner, entry: Entry) -> None:
     message.state.apply(event)
     runner.queue.write_down(message, [event])
     runner.queue.release(entry)
+    runner.catalogue.forget(entry.id)
     runner.events.noted(entry.id, "released")
     runner.make_ready([entry.id])
 
@@ -93,6 +95,7 @@ def requeue(runner: Runner, entry: Entry) -> None:
     runner.queue.write_down(message, events)
     if entry.place == "hold":
         runner.queue.release(entry)
+    runner.catalogue.forget(entry.id)
     runner.make_ready([entry.id])
 
 

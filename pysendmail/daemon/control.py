@@ -11,17 +11,20 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from .. import __version__
 from ..config import Config
 from ..events import Events
+from ..mail.outcome import one_line
 from ..paths import Paths
 from ..spool import listing, selection
 from ..spool.queue import Broken
+from ..spool.queue_id import is_queue_id
 from ..spool.record import Damaged
 from . import changes
+from .catalogue import item_of, line_of
 from .doors import Clients, peer_uid
 from .runner import Runner
 
@@ -31,6 +34,7 @@ MAX_CLIENTS_PER_USER = 4
 IDLE = 30.0  # seconds for the request to come
 SESSION = 300.0  # seconds in all
 ITEMS_AT_ONCE = 100  # listed before others are served
+CHANGES_AT_ONCE = 20  # made before others are served
 EX_USAGE, EX_SOFTWARE, EX_NOPERM, EX_TEMPFAIL = 64, 70, 77, 75
 
 
@@ -54,48 +58,59 @@ class ControlDoor:
 
     # ---- finding
 
-    def items(self, uid: int, wanted: selection.Predicate) -> Iterator[listing.Item | None]:
-        """Messages that this uid may see and wants, oldest first; None where others may be served meanwhile."""
+    def lines(self, uid: int, asked: dict[str, Any], wanted: selection.Predicate) -> Iterator[bytes | None]:
+        """Listings of messages that this uid may see and wants, oldest first; None where others may be served
+        meanwhile. asked: the filter that `wanted` stands for."""
         runner, sees_all = self.runner, self.may_all(uid) or self.config.queue.visible_to_all
-        for count, queue_id in enumerate(sorted({*runner.active, *runner.waiting.entries}), start=1):
+        for count, queue_id in enumerate(self._candidates(asked), start=1):
             if count % ITEMS_AT_ONCE == 0:
                 yield None
             p, entry = runner.active.get(queue_id), runner.waiting.entries.get(queue_id)
             if p is None and (entry is None or (not sees_all and entry.uid not in (uid, -1))):
                 continue
             try:
-                item = self._describe(queue_id)
+                line = self._line(queue_id)
             except (OSError, Broken, Damaged, ValueError):
                 continue  # it has just left, or the next attempt moves it to bad/
+            if sees_all and not asked:
+                yield line
+                continue
+            item = item_of(line)
             if (sees_all or item["uid"] == uid) and wanted(item):
-                yield item
+                yield line
 
-    def _describe(self, queue_id: str) -> listing.Item:
-        lifetime = self.config.queue.lifetime
+    def _candidates(self, asked: dict[str, Any]) -> list[str]:
+        """Ids of all messages, or of those that can be meant."""
+        runner, ids = self.runner, asked.get("id")
+        ids = [ids] if isinstance(ids, str) else ids
+        if ids and not asked.get("not") and all(map(is_queue_id, ids)):  # a whole id is part of no other
+            return sorted({one for one in ids if one in runner.active or one in runner.waiting})
+        return sorted({*runner.active, *runner.waiting.entries})
+
+    def _line(self, queue_id: str) -> bytes:
         p = self.runner.active.get(queue_id)
-        if p is not None:
-            return listing.describe(p.message, lifetime=lifetime, is_active=True)
-        message = listing.peek(self.runner.queue, self.runner.waiting.entries[queue_id])
-        return listing.describe(message, lifetime=lifetime)
+        if p is None:
+            return self.runner.catalogue.line(self.runner.waiting.entries[queue_id])
+        return line_of(listing.describe(p.message, lifetime=self.config.queue.lifetime, is_active=True))
 
     # ---- changing
 
-    def change(self, verb: str, queue_id: str) -> str:
-        """Carry out one change; "" or why not."""
+    def change(self, verb: str, queue_id: str, why: str) -> str:
+        """Carry out one change; "" or why not. why: the reason for a hold, "" = none given."""
         runner = self.runner
-        if verb == "flush":
-            runner.flush([queue_id])
-            return ""
         if queue_id in runner.active:
             if verb != "hold":
                 return "is being delivered at this moment"
-            runner.active[queue_id].hold = changes.BY_ADMINISTRATOR
+            runner.active[queue_id].hold = why or changes.BY_ADMINISTRATOR
             return ""
         entry = runner.waiting.entries.get(queue_id)
         if entry is None:
             return "not in the queue"
         try:
-            changes.CHANGES[verb](runner, entry)
+            if verb == "hold":
+                changes.hold(runner, entry, why or changes.BY_ADMINISTRATOR)
+            else:
+                changes.CHANGES[verb](runner, entry)
         except (OSError, Broken, Damaged, ValueError) as trouble:
             return str(trouble)
         return ""
@@ -163,53 +178,108 @@ class ControlProtocol(asyncio.Protocol):
 
     async def _answer(self, request: dict[str, Any]) -> None:
         door, verb = self._door, request.get("do")
+        asked = request.get("filter") or {}
         try:
-            wanted = selection.predicate(request.get("filter") or {}, time.time())
+            wanted = selection.predicate(asked, time.time())
         except ValueError as problem:
             raise BadRequest(EX_USAGE, str(problem)) from problem
         if verb == "status":
             self._write({"end": door.status()})
         elif verb == "list":
-            count = 0
-            async for item in self._matching(wanted):
-                self._write({"item": item})
-                count += 1
-            self._write({"end": {"count": count}})
+            await self._list(asked, wanted)
         elif verb == "show":
             await self._show(str(request.get("id", "")))
-        elif isinstance(verb, str) and (verb == "flush" or verb in changes.CHANGES):
-            await self._change(verb, wanted, is_dry=bool(request.get("dry_run")))
+        elif verb == "hosts":
+            self._hosts()
+        elif verb == "forget":
+            self._forget()
+        elif verb == "flush":
+            await self._flush(asked, wanted, is_dry=bool(request.get("dry_run")), is_quiet=bool(request.get("quiet")))
+        elif verb in changes.CHANGES:
+            await self._change(str(verb), asked, wanted, request)
         else:
             raise BadRequest(EX_USAGE, "unknown request")
 
-    async def _matching(self, wanted: selection.Predicate) -> Any:
-        for item in self._door.items(self._uid, wanted):
-            if item is None:
-                await asyncio.sleep(0)
+    async def _matching(self, asked: dict[str, Any], wanted: selection.Predicate) -> AsyncIterator[bytes]:
+        for line in self._door.lines(self._uid, asked, wanted):
+            if line is None:
+                await self._give_way()
             else:
-                await self._may_write.wait()  # for a client that reads slowly: an item may be large
-                yield item
+                yield line
+
+    async def _give_way(self) -> None:
+        """Serve others, and wait for a client that is behind."""
+        await asyncio.sleep(0)
+        await self._may_write.wait()
+
+    async def _list(self, asked: dict[str, Any], wanted: selection.Predicate) -> None:
+        count = 0
+        held: list[bytes] = []  # written together
+        async for line in self._matching(asked, wanted):
+            held.append(line)
+            count += 1
+            if len(held) == ITEMS_AT_ONCE:
+                self._send(b"".join(held))
+                held = []
+        self._send(b"".join(held))
+        self._write({"end": {"count": count}})
 
     async def _show(self, queue_id: str) -> None:
-        async for item in self._matching(lambda item: item["id"] == queue_id):
-            self._write({"item": item})
+        async for line in self._matching({"id": queue_id}, lambda item: bool(item["id"] == queue_id)):
+            self._send(line)
             self._write({"end": {"count": 1}})
             return
         raise BadRequest(EX_USAGE, "no such message in the queue")
 
-    async def _change(self, verb: str, wanted: selection.Predicate, *, is_dry: bool) -> None:
-        if not self._door.may_all(self._uid) and verb != "flush":
+    def _hosts(self) -> None:
+        """What is known of other hosts, one item each."""
+        if not self._door.may_all(self._uid):
+            raise BadRequest(EX_NOPERM, "only root may see what is known of other hosts")
+        found = self._door.runner.relays.status()
+        for one in found:
+            self._write({"item": one})
+        self._write({"end": {"count": len(found)}})
+
+    def _forget(self) -> None:
+        """Forget what is known of other hosts. It costs a connection each, so that it is no stranger's business."""
+        if not self._door.may_all(self._uid):
+            raise BadRequest(EX_NOPERM, "only root may forget what is known of other hosts")
+        self._door.runner.relays.flush()
+        self._write({"end": {}})
+
+    async def _flush(self, asked: dict[str, Any], wanted: selection.Predicate, *, is_dry: bool, is_quiet: bool) -> None:
+        """Try messages now, all at once when they are known. is_quiet: do not list them."""
+        ids = []
+        async for line in self._matching(asked, wanted):
+            item = item_of(line)
+            ids.append(item["id"])
+            if not is_quiet:
+                self._write({"item": item | {"result": "ok"}})
+        if not is_dry and (ids or not asked):
+            self._door.runner.flush(ids)
+        self._write({"end": {"count": len(ids)}})
+
+    async def _change(self, verb: str, asked: dict[str, Any], wanted: selection.Predicate,
+                      request: dict[str, Any]) -> None:
+        if not self._door.may_all(self._uid):
             raise BadRequest(EX_NOPERM, f"only root may {verb} messages")
-        done = 0
-        async for item in self._matching(wanted):
-            why = "" if is_dry else self._door.change(verb, item["id"])
-            self._write({"item": item | {"result": why or "ok"}})
-            done += not why
+        done, is_dry = 0, bool(request.get("dry_run"))
+        why = one_line(str(request.get("why") or ""))
+        chosen = [item_of(line) async for line in self._matching(asked, wanted)]
+        for number, item in enumerate(chosen, start=1):
+            result = "" if is_dry else self._door.change(verb, item["id"], why)
+            self._write({"item": item | {"result": result or "ok"}})
+            done += not result
+            if number % CHANGES_AT_ONCE == 0:
+                await self._give_way()
         self._write({"end": {"count": done}})
 
     def _write(self, value: dict[str, Any]) -> None:
+        self._send(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
+
+    def _send(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
+            self._transport.write(data)
 
     def _fail(self, code: int, text: str) -> None:
         self._write({"error": text, "code": code})

@@ -17,6 +17,7 @@ from ..route.expand import Expander
 from ..spool.queue import Broken, Entry, Message, Queue
 from . import agents, schedule
 from .adoption import Adoption
+from .catalogue import Catalogue
 from .intake import Intake
 from .outgoing import Outgoing
 from .passes import Pass, Passes
@@ -28,6 +29,7 @@ from .waiting import Shares, Waiting
 MAX_ACTIVE = 500  # messages in work at once
 SLICE = 40  # messages taken in before answers are looked at again
 SCAN_EVERY = 10.0  # seconds between scans of the drop: the guarantee; datagrams only make it faster
+WARM_EVERY, WARM_AT_ONCE = 0.02, 20  # seconds; messages whose files are opened for the catalogue
 SETTLE_AGAIN = 10.0  # seconds before a pass whose settling failed (disk full) is settled again
 MAX_CRASHES = 3  # times that our own code may fail on one message before it goes to bad/
 AT_ONCE = 0.02  # seconds, while answers are awaited at the end
@@ -51,7 +53,8 @@ class Runner:
                               self._crashed)
         self._settlement = Settlement(config, queue, reports, events, clock, chance, self)
         self.active: dict[str, Pass] = {}
-        self.waiting = Waiting()
+        self.catalogue = Catalogue(queue, config.queue.lifetime)
+        self.waiting = Waiting(self.catalogue.forget)
         self.shares = Shares(config.limits.submissions, config.limits.submission_space)
         self._intake: Intake | None = None  # set by attach: it asks us about shares
         self._adoption: Adoption | None = None  # likewise, about ids
@@ -77,9 +80,16 @@ class Runner:
             self.waiting.put(entry, schedule.sane_due(entry.due, now, self._settings))
             self.shares.add(entry.uid, 0)
             self._found.add(entry.id)
+        self.catalogue.expect(self.waiting.entries)
         self._recovering = intake.recover()
         self._loop.call_soon(self.take_in)
         self._loop.call_later(SCAN_EVERY, self._scan)
+        self._loop.call_later(WARM_EVERY, self._warm)
+
+    def _warm(self) -> None:
+        """Get to know what waits since before the start, so slowly that nothing else feels it."""
+        if self.catalogue.warm(self.waiting.entries, WARM_AT_ONCE):
+            self._loop.call_later(WARM_EVERY, self._warm)
 
     async def stop(self, within: float) -> None:
         """Take nothing new and wait, at most so many seconds, for the answers that are out."""
@@ -267,6 +277,7 @@ class Runner:
         """A message waits again."""
         self._leave(p)
         self.waiting.put(entry, due)
+        self.catalogue.keep(p.message)
 
     def done(self, p: Pass) -> None:
         """A message is no longer ours."""

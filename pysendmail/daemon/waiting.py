@@ -6,7 +6,7 @@ has in the queue, in work or waiting.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
 from ..spool.queue import Entry
@@ -17,11 +17,13 @@ HELD = "hold"  # the place of messages that are out of the schedule
 class Waiting:
     """Entries by id, the time of the next one, and those whose time has come."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: Callable[[str], None] = lambda _: None) -> None:
+        """left: hears the id of each entry that is removed."""
         self.entries: dict[str, Entry] = {}
         self._by_destination: dict[str, set[str]] = {}
         self._due: list[tuple[int, str]] = []
         self._ready: deque[str] = deque()
+        self._left = left
 
     def __contains__(self, queue_id: str) -> bool:
         return queue_id in self.entries
@@ -38,6 +40,8 @@ class Waiting:
     def remove(self, queue_id: str) -> None:
         """No longer here: it is in work, or gone."""
         entry = self.entries.pop(queue_id, None)
+        if entry is not None:
+            self._left(queue_id)
         if entry is not None and entry.destination in self._by_destination:
             ids = self._by_destination[entry.destination]
             ids.discard(queue_id)

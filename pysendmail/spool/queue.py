@@ -28,6 +28,7 @@ that is appended to a journal happens after `secure`.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import intern
 
 from ..mail.envelope import Envelope
 from ..mail.outcome import Outcome, failed
@@ -40,8 +41,6 @@ PLACES = ("new", "cur", "hold")
 DIRECTORIES = ("tmp", "new", "cur", "hold", "bad", "journal")
 MAX_JOURNAL = 64 * 1024 * 1024  # bytes: more is damage
 FULL_JOURNAL = 16 * 1024 * 1024  # bytes: beyond this deferrals are left out, which only repeat what is in it already
-
-_DIGITS = frozenset("0123456789")
 
 
 class Broken(Exception):
@@ -98,9 +97,12 @@ def entry_of(place: str, name: str) -> Entry | None:
     found = queue_id.id_of(name)
     if not found:
         return None
-    values = dict(part.split("=", 1) for part in name[queue_id.LENGTH:].split(":", 1)[0].split(",") if "=" in part)
-    return Entry(found, place, name, _number(values.get("T", "")), _number(values.get("A", "")), values.get("H", ""),
-                 _number(values.get("U", ""), -1))
+    if len(name) == queue_id.LENGTH:
+        return Entry(found, place, name)
+    values = dict([part.split("=", 1) for part in name[queue_id.LENGTH:].split(":", 1)[0].split(",") if "=" in part])
+    # Thousands of names have the same destination: one string for all of them.
+    return Entry(found, place, name, _number(values.get("T", "")), _number(values.get("A", "")),
+                 intern(values.get("H", "")), _number(values.get("U", ""), -1))
 
 
 def name_of(entry: Entry) -> str:
@@ -110,7 +112,7 @@ def name_of(entry: Entry) -> str:
 
 
 def _number(digits: str, default: int = 0) -> int:
-    return int(digits) if digits and len(digits) <= 12 and not set(digits) - _DIGITS else default
+    return int(digits) if len(digits) <= 12 and digits.isascii() and digits.isdecimal() else default
 
 
 class Queue:
@@ -315,23 +317,25 @@ class Queue:
         directories = [f"{self._root}/{name}" for name in DIRECTORIES] + [self._intake, self._quarantine]
         return {queue_id.id_of(name) for directory in directories for name in os.listdir(directory)} - {""}
 
-    def recover(self, sources: Mapping[str, str]) -> None:
-        """Bring the directories from any crash state to S1, S2 or S4. sources: ids in intake/ and their file names."""
+    def recover(self, sources: Mapping[str, str]) -> list[Entry]:
+        """Bring the directories from any crash state to S1, S2 or S4, and say what is in the queue then. sources: ids
+        in intake/ and their file names."""
         for name in os.listdir(f"{self._root}/tmp"):
             durable.unlink(f"{self._root}/tmp/{name}")
         journals = set(os.listdir(self._journals))
-        alive = set()
+        alive: list[Entry] = []
         for entry in list(self.entries()):
             if entry.id not in sources:
-                alive.add(entry.id)
+                alive.append(entry)
             elif (entry.place != "new" or entry.id in journals) and self._is_whole(entry):
                 durable.unlink(f"{self._intake}/{sources[entry.id]}")  # S4
-                alive.add(entry.id)
+                alive.append(entry)
             else:
                 durable.unlink(f"{self._root}/{entry.place}/{entry.name}")  # S3: perhaps torn; its source is whole
-        for name in journals:
-            if name not in alive and queue_id.is_queue_id(name):
+        for name in journals.difference([entry.id for entry in alive]):
+            if queue_id.is_queue_id(name):
                 self._bury(name)
+        return alive
 
     def _is_whole(self, entry: Entry) -> bool:
         try:

@@ -17,13 +17,12 @@ TICKS_PER_SECOND = 10_000
 SERIALS = 1000  # ids of one writer in one tick
 MAX_REPORTS = 26  # about one message
 
-_LETTERS = frozenset(ALPHABET)
 _DIGITS = frozenset("0123456789")
 
 
 def is_queue_id(text: str) -> bool:
     """Whether this is the shape of an id: nothing else may become part of a path in the queue."""
-    return len(text) == LENGTH and not set(text[:8]) - _LETTERS and not set(text[8:]) - _DIGITS
+    return len(text) == LENGTH and text.isascii() and text.isalnum() and text[8:].isdecimal()
 
 
 def id_of(name: str) -> str:
@@ -60,8 +59,8 @@ class Ids:
         self._writer = writer
         self._clock = clock
         century = encode_ticks(int(clock() * TICKS_PER_SECOND))[0]  # what a derived id has a letter for
-        latest = max((decode_ticks(century + found[1:8] if found[0] not in _DIGITS else found[:8]) for found in taken),
-                     default=-1)
+        last = max([found[:8] if found[0] in _DIGITS else century + found[1:8] for found in taken], default="")
+        latest = decode_ticks(last) if last else -1
         self._tick = max(latest, 0)
         self._serial = SERIALS - 1 if latest >= 0 else 0
 
