@@ -104,7 +104,7 @@ def test_warming_reads_a_few_at_a_time_and_survives_what_has_left(queue: Queue) 
 
 
 def test_bytes_are_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue_module, "MAX_BYTES", 1000)
+    monkeypatch.setattr(catalogue_module, "MAX_BYTES", 700)
     messages = [waiting(queue, number) for number in range(4)] + [waiting(queue, 9, recipients=60)]
     catalogue = Catalogue(queue, 432000)
     for message in messages:
