@@ -65,8 +65,8 @@ class Passes:
     """Works on passes. settle: called when one awaits nothing more. crashed: when our own code has failed on it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, queue: Queue, expander: Expander,
-                 local: agents.Agents, outgoing: Outgoing, events: Events, clock: Callable[[], float], settle: Callable[[Pass], None],
-                 crashed: Callable[[Pass], None]) -> None:
+                 local: agents.Agents, outgoing: Outgoing, events: Events, clock: Callable[[], float],
+                 settle: Callable[[Pass], None], crashed: Callable[[Pass], None]) -> None:
         self._loop = loop
         self._config = config
         self._queue = queue
@@ -83,7 +83,8 @@ class Passes:
         """Expand what is not expanded yet and send out what is open."""
         message = p.message
         try:
-            p.seen = {progress.target.key() for progress in message.state.progress.values()}
+            # Not those that others have taken the place of: a .forward that is read again may say the same as before.
+            p.seen = {progress.target.key() for progress in message.state.progress.values() if not progress.is_replaced}
             p.is_dispatching = True
             for index in range(len(message.envelope.recipients)):
                 if index not in message.state.expanded:
