@@ -19,11 +19,12 @@ import random
 import resource
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..config import Config
 from ..deliver.remote import NotOpened, Terms
-from ..deliver.shipment import MAX_BATCH, MAX_PACKET, Answer, Shipment, answer_packets, read_shipments
+from ..deliver.shipment import MAX_BATCH, MAX_NOTES, MAX_PACKET, Answer, Shipment, answer_packets, read_shipments
 from ..mail.masquerade import Masquerade
 from ..mail.outcome import deferred
 from ..net import hosts, tls
@@ -90,8 +91,10 @@ class Relay:
         self._answers: list[Answer] = []
         self._unsent: list[bytes] = []
         self._is_flush_due = False
+        self._faults: list[str] = []  # of ours, to be told with the next answer
         self._means = self._make_means(config)
         self.ended: asyncio.Future[None] = loop.create_future()
+        loop.set_exception_handler(self._note_fault)
         channel.setblocking(False)
         loop.add_reader(channel.fileno(), self._readable)
         loop.call_later(TICK, self._tick)
@@ -153,6 +156,11 @@ class Relay:
         for fd in fds:
             os.close(fd)
 
+    def _note_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something of ours failed in a callback; asyncio has ended the connection that it belongs to."""
+        if len(self._faults) < MAX_NOTES:
+            self._faults.append(f"relay: {context.get('message')}: {context.get('exception')!r}")
+
     def _end(self) -> None:
         self._loop.remove_reader(self._channel.fileno())
         if not self.ended.done():
@@ -166,6 +174,9 @@ class Relay:
 
     def _answer(self, answer: Answer) -> None:
         """Answers that are there at the same moment share a packet."""
+        if self._faults:
+            answer = replace(answer, notes=(*answer.notes, *self._faults))
+            self._faults.clear()
         self._answers.append(answer)
         if not self._is_flush_due:
             self._is_flush_due = True

@@ -325,6 +325,10 @@ class Session(asyncio.Protocol):
                 self._pieces = None
                 client.abort(str(problem))
                 return
+            except Exception as problem:  # noqa: BLE001 - a message that recoding chokes on must not stay here for ever
+                self._pieces = None
+                client.abort(f"internal error: {type(problem).__name__}: {problem}")
+                return
             if piece is None:
                 client.end_message()
                 self._pieces = None

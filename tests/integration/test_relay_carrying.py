@@ -440,6 +440,40 @@ def test_a_fault_of_ours_is_one_shipments_and_is_told(monkeypatch: pytest.Monkey
     assert statuses(second) == ["2.0.0"]
 
 
+def test_a_message_that_recoding_chokes_on_waits_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choking(pieces: Any, _plan: Any) -> Any:
+        yield next(iter(pieces))
+        raise IndexError("a bug")
+    monkeypatch.setattr(remote.recode, "recoded", choking)
+
+    async def scenario(relaying: Relaying) -> list[Answer]:
+        texts = (b"Subject: x\n\n" + b"\xff\n" * 100_000, TEXT)
+        return [await relaying.send(hosts=[endpoint(sink)], text=text) for text in texts]
+    with Sink(offers=()) as sink:
+        first, second = run(scenario)
+    assert statuses(first) == ["4.3.0"]
+    assert "IndexError: a bug" in first.outcomes[0].reason
+    assert statuses(second) == ["2.0.0"]
+    assert len(sink.envelopes) == 1
+
+
+def test_a_fault_in_a_callback_ends_its_connection_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    async def scenario(relaying: Relaying) -> list[Answer]:
+        with monkeypatch.context() as patch:
+            patch.setattr(remote.Client, "next_event", broken)
+            first = relaying.start(hosts=[endpoint(sink)])
+            await asyncio.sleep(0.1)
+        return [await first, await relaying.send(hosts=[endpoint(sink)])]
+    with Sink() as sink:
+        first, second = run(scenario)
+    assert statuses(first) == ["4.3.0"]
+    assert statuses(second) == ["2.0.0"]
+    assert "a bug" in " ".join((*first.notes, *second.notes))
+
+
 @pytest.mark.parametrize("packet", [b"nonsense", b'{"s":[]}', b'{"s":[{"n":1}]}'])
 def test_a_runner_that_sends_nonsense_has_no_relay_any_more(packet: bytes) -> None:
     async def scenario(relaying: Relaying) -> None:
