@@ -21,7 +21,7 @@ completed by the trusted side (daemon/intake.py).
 Loaded by /usr/sbin/sendmail.
 """
 
-import os
+import posix as os  # (the front-end does without the rest of `os`)
 
 from ..paths import Paths
 from . import durable, record

@@ -8,6 +8,7 @@ the mailboxes is a call of the model, at which a crash can be tried.
 import asyncio
 import itertools
 import os
+import posix
 import re
 import stat
 import sys
@@ -180,7 +181,7 @@ class World:
         model = self.model
         with ExitStack() as stack:
             for name, module in list(sys.modules.items()):
-                if name.startswith("pysendmail.") and vars(module).get("os") is os:
+                if name.startswith("pysendmail.") and vars(module).get("os") in (os, posix):
                     stack.enter_context(mock.patch.object(module, "os", model))
             for module in (durable, locks):
                 stack.enter_context(mock.patch.object(module, "fcntl", Locks(model)))

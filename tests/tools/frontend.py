@@ -4,6 +4,7 @@ import _socket
 import errno
 import json
 import os
+import posix
 import subprocess
 import sys
 import syslog
@@ -137,7 +138,7 @@ def _child(paths: Paths, argv: list[str], files: dict[str, str], before: Callabl
             json.dump(seen, file)
         _exit(code)
 
-    os._exit = end  # type: ignore[assignment]
+    posix._exit = end  # what the front-end knows of `os`
     before()
     sys.addaudithook(lambda event, arguments: event.startswith(_UNWATCHED) or events.append(
         (event, [ascii(argument) for argument in arguments])))

@@ -101,7 +101,7 @@ def test_the_file_is_locked_until_its_sync_has_returned_and_free_when_the_daemon
         fsync(fd)
         look()
 
-    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(durable.os, "fsync", synced)
     monkeypatch.setattr(dropbox, "_wake", lambda path, name: look())
     submit(paths, SMALL)
     assert states == [False, False, True]
@@ -188,7 +188,7 @@ MIB = 1024 * 1024
     (Full(65 * MIB, files_free=999), 100, False), (Full(65 * MIB, 0, 0), 100, True)])
 def test_the_last_room_is_left_to_others(paths: Paths, monkeypatch: pytest.MonkeyPatch, free: Full, size: int,
                                          is_taken: bool) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda _path: free)
+    monkeypatch.setattr(durable.os, "statvfs", lambda _path: free)
     pieces = [b"x" * MIB] * (size // MIB) + [b"x" * (size % MIB)]
     if is_taken:
         submit(paths, pieces)
@@ -255,7 +255,7 @@ def test_trouble_at_the_commit_point_leaves_nothing(paths: Paths, monkeypatch: p
     def broken(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, call_name, broken)
+    monkeypatch.setattr(durable.os, call_name, broken)
     with pytest.raises(Refused, match="Input/output error") as refusal:
         submit(paths, pieces)
     assert refusal.value.code == 75
@@ -358,7 +358,7 @@ def test_a_short_write_is_not_sent_twice(paths: Paths, listen: Listen, monkeypat
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(fd, bytes(data)[:room])
 
-    monkeypatch.setattr(os, "write", until_full)
+    monkeypatch.setattr(durable.os, "write", until_full)
     submit(paths, LARGE)
     assert daemon.content == content(LARGE)
     assert drops(paths) == []
@@ -370,7 +370,7 @@ def test_a_full_disk_that_shows_at_the_sync(paths: Paths, listen: Listen, monkey
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     daemon = listen()
-    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(durable.os, "fsync", broken)
     submit(paths, LARGE)
     assert daemon.content == content(LARGE)
     assert drops(paths) == []
@@ -452,7 +452,7 @@ def test_giving_up_at_the_commit_point(paths: Paths, monkeypatch: pytest.MonkeyP
             os.rename(f"{paths.drop_new}/{submission.name}", f"{paths.intake}/1")
         answers.append(submission.give_up())
 
-    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(durable.os, "fsync", synced)
     submission.begin(FIELDS)
     submission.commit()
     assert answers == [not is_taken]

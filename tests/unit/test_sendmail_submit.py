@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import posix
 import resource
 import signal
 import stat
@@ -310,7 +311,7 @@ def test_a_pipe_that_the_caller_made_non_blocking(paths: Paths) -> None:
         return answer
 
     def set_up() -> None:
-        os.read = read  # type: ignore[assignment]
+        posix.read = read
         time.sleep = pauses.append
 
     done = call(paths, [b"alice"], before=set_up)
@@ -395,7 +396,7 @@ def test_signals_that_the_caller_blocked_work(paths: Paths) -> None:
 
 def test_a_signal_during_the_commit_takes_the_message_back(paths: Paths) -> None:
     done = call(paths, [b"alice"], MAIL,
-                before=lambda: replace(os, "fsync", lambda fd: os.kill(os.getpid(), signal.SIGTERM)))
+                before=lambda: replace(posix, "fsync", lambda fd: os.kill(os.getpid(), signal.SIGTERM)))
     assert done.code == -signal.SIGTERM
     assert drops(paths) == []
 
@@ -412,7 +413,7 @@ def test_a_disk_that_hangs_is_given_up(paths: Paths) -> None:
         time.sleep(1000)
 
     def set_up() -> None:
-        replace(os, "fsync", hang)
+        replace(posix, "fsync", hang)
         replace(front, "LAST", 1)
 
     done = call(paths, [b"alice"], MAIL, before=set_up)
@@ -428,7 +429,7 @@ def test_a_message_that_was_taken_meanwhile_is_in(paths: Paths) -> None:
         time.sleep(1000)
 
     def set_up() -> None:
-        replace(os, "fsync", hang)
+        replace(posix, "fsync", hang)
         replace(front, "LAST", 1)
 
     assert call(paths, [b"alice"], MAIL, before=set_up).code == 0
@@ -444,7 +445,7 @@ def test_waiting_for_input_takes_as_long_as_it_takes(paths: Paths) -> None:
         return answer
 
     def set_up() -> None:
-        replace(os, "read", read)
+        replace(posix, "read", read)
         replace(front, "LAST", 1)
 
     assert call(paths, [b"alice"], before=set_up).code == 0
