@@ -6,7 +6,6 @@ for; RELAYED, it takes part in no reports, so that "relayed" is the last that th
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..config import Config
 from ..deliver.shipment import Answer, Shipment, groups
@@ -20,8 +19,8 @@ from .relays import Job, Relays
 HANDED_ON, RELAYED = "handed on", "relayed"
 LMTP = "lmtp:"
 
-# (target number, outcome, how it was handed over, when to try again (0.0 = by the schedule), whether a host was asked)
-Returned = Callable[[int, Outcome, str, float, bool], None]
+# (target number, outcome, how it was handed over, the answer: relay, is_tried; when to try again, 0.0 = by the schedule)
+Returned = Callable[[int, Outcome, str, Answer, float], None]
 
 
 class Outgoing:
@@ -71,8 +70,7 @@ class Outgoing:
         def done(answer: Answer, due: float) -> None:
             handed = HANDED_ON if answer.dsn_is_passed else RELAYED
             for number, outcome in zip(members, answer.outcomes, strict=True):
-                where = outcome if outcome.remote_mta or not answer.relay else replace(outcome, remote_mta=answer.relay)
-                returned(number, where, handed if outcome.is_delivered else "", due, answer.is_tried)
+                returned(number, outcome, handed if outcome.is_delivered else "", answer, due)
 
         self._relays.deliver(Job(shipment, lambda: self._queue.open(message), done))
 

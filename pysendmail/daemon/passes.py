@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ..config import Config
 from ..deliver.request import Reply, Request
+from ..deliver.shipment import Answer
 from ..events import Events
 from ..mail.outcome import Outcome, deferred, failed
 from ..mail.target import CHANGED, COMMAND, FILE, KNOWN, MAILBOX, RELAY, Target
@@ -146,18 +147,18 @@ class Passes:
         if p.outgoing:
             numbers, p.outgoing = p.outgoing, []
 
-            def returned(number: int, outcome: Outcome, handed: str, due: float, is_tried: bool) -> None:
-                self._returned(p, number, outcome, handed, due, is_tried=is_tried)
+            def returned(number: int, outcome: Outcome, handed: str, answer: Answer, due: float) -> None:
+                self._returned(p, number, outcome, handed, answer, due)
 
             self._outgoing.ship(p.message, numbers, returned)
 
-    def _returned(self, p: Pass, number: int, outcome: Outcome, handed: str, due: float, *, is_tried: bool) -> None:
+    def _returned(self, p: Pass, number: int, outcome: Outcome, handed: str, answer: Answer, due: float) -> None:
         """A target has come back from a relay."""
         try:
-            if outcome.is_deferred and not is_tried and not due:
+            if outcome.is_deferred and not answer.is_tried and not due:
                 p.is_busy = True
             else:
-                self.take_outcome(p, number, outcome, handed)
+                self.take_outcome(p, number, outcome, handed, answer.relay)
             if due:
                 p.due = min(p.due or due, due)
             self._came_back(p, number)
@@ -192,8 +193,8 @@ class Passes:
             p.is_flush_due = True
             self._loop.call_later(FLUSH_AFTER, self._flush_later, p)
 
-    def take_outcome(self, p: Pass, number: int, outcome: Outcome, handed: str = "") -> None:
-        """Note and log what has become of a target. handed: as outgoing.py has it."""
+    def take_outcome(self, p: Pass, number: int, outcome: Outcome, handed: str = "", relay: str = "") -> None:
+        """Note and log what has become of a target. handed: as outgoing.py has it. relay: the host, for the log."""
         message, progress = p.message, p.message.state.progress[number]
         now, target = self._clock(), progress.target
         data: dict[str, object] = {"n": [number] if outcome.is_deferred else number, "o": outcome.to_json()}
@@ -205,7 +206,7 @@ class Passes:
         self._events.tried(
             message.id, target.address, outcome, controller=f"{origin.user} ({origin.uid})" if origin.user else "",
             delay=now - message.envelope.received_at, took=now - p.started.get(number, now),
-            mailer=_MAILERS.get(target.kind, "local"), relay=outcome.remote_mta, size=message.length)
+            mailer=_MAILERS.get(target.kind, "local"), relay=relay or outcome.remote_mta, size=message.length)
 
     def _forward(self, p: Pass, number: int, reply: Reply) -> None:
         """A .forward has taken the target's place: its targets are deliveries of their own."""
