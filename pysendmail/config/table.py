@@ -104,7 +104,7 @@ class SmtpdSettings:
     dnsbl: tuple[str, ...] = setting(
         (), kinds.DOMAINS, "DNS block lists; strangers that one of them names are refused. No answer: let through.")
     policy_servers: tuple[str, ...] = setting(
-        (), kinds.ENDPOINTS, "Policy servers (as for Postfix, such as postgrey), asked about each recipient.")
+        (), kinds.ENDPOINTS, "Policy servers (as for Postfix, such as postgrey), asked about recipients of strangers.")
     policy_failure: str = setting(
         "tempfail", choice("tempfail", "accept"), "What becomes of mail when a policy server fails.")
     proxies: tuple[str, ...] = setting(

@@ -40,7 +40,6 @@ class Rate(IntEnum):
 
     CONNECTIONS = 0
     MESSAGES = 1
-    FAILED_LOGINS = 2
 
 
 _ROW = _HEAD * 4 + PLACES * 2 * (1 + 2 * len(Rate))  # bytes
@@ -133,8 +132,10 @@ class Tally:
         return PLACES * (1 + 2 * rate + minute % 2)
 
     def _places(self, client: bytes) -> tuple[int, int]:
+        """One in each half of a row."""
         digest = blake2b(client, digest_size=4, key=self._secret).digest()
-        return (digest[0] << 8 | digest[1]) % PLACES, (digest[2] << 8 | digest[3]) % PLACES
+        half = PLACES // 2
+        return int.from_bytes(digest[:2], "big") % half, half + int.from_bytes(digest[2:], "big") % half
 
 
 def _stamp(rate: Rate, minute: int) -> int:
@@ -199,6 +200,10 @@ class Admission:
         tally.entered(client)
         return None
 
+    def entered(self, client: bytes) -> None:
+        """Count a client that is there, whatever the limits say."""
+        self._tally.entered(client)
+
     def leave(self, client: bytes) -> None:
         self._tally.left(client)
 
@@ -208,13 +213,6 @@ class Admission:
             return True
         self._tally.add(Rate.MESSAGES, client)
         return self._tally.rate(Rate.MESSAGES, client) <= self._limits.messages_per_minute
-
-    def failed_login(self, client: bytes) -> int:
-        """Count a failed login; how many there were in the last minute."""
-        if not client:
-            return 0
-        self._tally.add(Rate.FAILED_LOGINS, client)
-        return int(self._tally.rate(Rate.FAILED_LOGINS, client))
 
 
 def load_per_processor() -> float:

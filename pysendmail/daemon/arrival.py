@@ -1,19 +1,27 @@
 """One message that comes by SMTP, from its sender to the answer to its final dot.
 
-The start of a message is held until its header is whole. Received goes in front of every message. The header of a
-stranger's message stays as it is, but for fields that must not travel (Bcc, Return-Path); that of a client who may
-relay is completed as a submission's is: Date, Message-ID, From, domains (RFC 6409 section 8; sendmail and Postfix do
-the same for their own networks only). RFC 5321 sections 4.4 and 6.3.
+    arrival = Arrival(...)               at MAIL; recipients are added
+    arrival.open(source, now)            at DATA
+    arrival.add(data)                    as it comes: held until its header is whole, then, if it is long, in a file
+    arrival.complete()                   at the final dot: the header is what it will be
+    arrival.draft()                      for those who judge it
+    arrival.commit(size, answer)         onto the disk
+
+Received goes in front of every message. The header of a stranger's message stays as it is, but for fields that must not
+travel (Bcc, Return-Path); that of a client who may relay is completed as a submission's is: Date, Message-ID, From,
+domains (RFC 6409 section 8; sendmail and Postfix do the same for their own networks only). RFC 5321 sections 4.4 and
+6.3.
 """
 
 import errno
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config import Config
 from ..events import ClientEvents
 from ..mail import completion, headers, trace
+from ..mail.changes import Draft, Text
 from ..mail.envelope import Envelope, Origin, Recipient
 from ..smtp.grammar import MailParameters
 from ..smtp.reply import Reply, reply
@@ -30,16 +38,20 @@ _LOOP = reply(554, "5.4.6", "too many hops, this message goes in circles")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a message comes from. is_ours: the client may relay. shown: the client, for the log. daemon: the door."""
+    """Where a message comes from. is_ours: the client may relay. shown: the client, for the log. daemon: the door.
+
+    is_judged: somebody is going to judge it.
+    """
 
     origin: Origin
     is_ours: bool
     shown: str
     daemon: str
+    is_judged: bool = False
 
 
 class Arrival:
-    """size: bytes of content so far. began: when it began to come, seconds since the epoch."""
+    """id: its queue id. size: bytes of content so far."""
 
     def __init__(self, config: Config, inbox: Inbox, events: ClientEvents, sender: str,
                  parameters: MailParameters) -> None:
@@ -49,27 +61,37 @@ class Arrival:
         self.id = inbox.new_id()
         self.sender = sender
         self.recipients: list[Recipient] = []
-        self._parameters = parameters
+        self.parameters = parameters
         self._source: Source | None = None
+        self._draft: Draft | None = None  # once its header is known
         self._envelope: Envelope | None = None
         self._incoming: Incoming | None = None
-        self._message_id = ""
+        self._fields = b""
+        self._hold = ""
 
     @property
     def size(self) -> int:
         return self._incoming.size if self._incoming is not None else 0
 
+    # ---- as it comes
+
+    def note(self, fields: bytes, hold: str) -> None:
+        """Header fields of ours besides Received, with their LF; why it is to wait for a person, "" = it is not."""
+        self._fields += fields
+        self._hold = self._hold or hold
+
     def open(self, source: Source, now: float) -> Reply | None:
-        """The content is about to come: None, or why it cannot."""
+        """The content is about to come: None, or why it cannot. now: seconds since the epoch."""
+        given = self.parameters
         try:
-            if not self._inbox.has_room(self._parameters.size):
+            if not self._inbox.has_room(given.size):
                 return _NO_ROOM
         except OSError as trouble:
             return self._trouble(trouble)
-        given = self._parameters
         self._source = source
-        self._envelope = Envelope(self.id, self.sender, tuple(self.recipients), now, source.origin, given.body,
-                                  given.smtputf8, given.ret, given.envid)
+        self._envelope = Envelope(
+            self.id, self.sender, tuple(self.recipients), now, source.origin, given.body, given.smtputf8, given.ret,
+            given.envid, scanned=source.is_judged, hold=self._hold)
         self._incoming = self._inbox.begin(self.id)
         return None
 
@@ -81,50 +103,71 @@ class Arrival:
         try:
             incoming.add(data)
             if incoming.is_held and incoming.size > HOLD:
-                return self._write(incoming, is_whole=False)
+                return self._begin_file(incoming)
         except OSError as trouble:
             return self._trouble(trouble)
         return None
 
-    def finish(self, size: int, answer: Answer) -> None:
-        """The content has ended; `answer` is called once. size: octets, as they came."""
-        incoming = self._incoming
-        if incoming is None:
-            answer(_NOT_STORED)
-            return
-        try:
-            refusal = self._write(incoming, is_whole=True) if incoming.is_held else None
-        except OSError as trouble:
-            refusal = self._trouble(trouble)
+    def _begin_file(self, incoming: Incoming) -> Reply | None:
+        """It is too long to be held. Raises OSError."""
+        refusal = self.complete()
+        if refusal is None:
+            assert self._draft is not None
+            text = self._draft.text
+            incoming.open(self._draft.envelope, text.chunks())
+            at = len(text.trace) + len(text.head) + 1
+            self._draft = replace(self._draft, text=replace(text, body=lambda: incoming.read(at)))
+        return refusal
+
+    def complete(self) -> Reply | None:
+        """All of its header is there: put in front of it what belongs there. None, or why it is refused."""
+        incoming, envelope, source = self._incoming, self._envelope, self._source
+        if self._draft is not None:
+            return None
+        if incoming is None or envelope is None or source is None:
+            return _NOT_STORED
+        text, refusal = begin(incoming.held(), envelope, self._config, is_ours=source.is_ours)
         if refusal is not None:
-            answer(refusal)
+            self.refuse(refusal)
+        else:
+            self._draft = Draft(envelope, replace(text, trace=text.trace + self._fields))
+        return refusal
+
+    # ---- its end
+
+    def draft(self) -> Draft:
+        """What will be queued."""
+        assert self._draft is not None
+        return self._draft
+
+    def commit(self, size: int, answer: Answer, judged: Draft | None = None) -> None:
+        """Make it safe; `answer` is called once, later. size: octets, as they came. judged: queue this instead."""
+        incoming, draft = self._incoming, self.draft()
+        assert incoming is not None
+        result = judged or draft
+        try:
+            if incoming.is_held:
+                incoming.open(result.envelope, result.text.chunks())
+            elif result.envelope != draft.envelope or result.text is not draft.text:
+                incoming.replace(result.envelope, result.text.chunks())
+        except OSError as trouble:
+            answer(self._trouble(trouble))
             return
         self._incoming = None  # whatever becomes of the session: the commit goes on
-        self._inbox.commit(incoming, lambda trouble: answer(self._committed(size, trouble)))
+        self._inbox.commit(incoming, lambda trouble: answer(self._committed(size, result, trouble)))
 
-    def _write(self, incoming: Incoming, *, is_whole: bool) -> Reply | None:
-        """Put what is held into a file, behind what belongs in front of it. Raises OSError."""
-        assert self._envelope is not None
-        assert self._source is not None
-        start = begin(incoming.held(), self._envelope, self._config, is_ours=self._source.is_ours)
-        if start.refusal is not None:
-            self._refused(start.refusal)
-            return start.refusal
-        self._message_id = start.message_id
-        incoming.open(self._envelope, start.text, is_whole=is_whole)
-        return None
-
-    def _committed(self, size: int, trouble: OSError | None) -> Reply:
-        envelope, source = self._envelope, self._source
-        assert envelope is not None
-        assert source is not None
+    def _committed(self, size: int, result: Draft, trouble: OSError | None) -> Reply:
         if trouble is not None:
             return self._trouble(trouble)
-        self._events.accepted(self.id, envelope.sender, size, len(envelope.recipients), self._message_id, source.shown,
-                              body=envelope.body, protocol=source.origin.protocol, daemon=source.daemon)
-        return reply(250, "2.0.0", f"{self.id} Message accepted for delivery")
+        envelope, source = result.envelope, self._source
+        assert source is not None
+        self._events.accepted(
+            self.id, envelope.sender, size, len(envelope.recipients), completion.identity(result.text.head).message_id,
+            source.shown, body=envelope.body, protocol=source.origin.protocol, daemon=source.daemon)
+        return taken(self.id)
 
-    def _refused(self, refusal: Reply) -> None:
+    def refuse(self, refusal: Reply) -> None:
+        """Say in the log that the message is not taken, and forget it."""
         self._events.content_refused(self.id, self._source.shown if self._source else "", refusal.words)
         self.give_up()
 
@@ -140,40 +183,27 @@ class Arrival:
             self._incoming = None
 
 
-# ---- its start
+def taken(queue_id: str) -> Reply:
+    """The answer to the final dot of a message that is ours now."""
+    return reply(250, "2.0.0", f"{queue_id} Message accepted for delivery")
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """trace: our Received field. head: the message's own header. body: what of its text came along.
-
-    refusal: the answer instead. message_id: for the log.
-    """
-
-    trace: bytes
-    head: bytes
-    body: bytes
-    message_id: str = ""
-    refusal: Reply | None = None
-
-    @property
-    def text(self) -> bytes:
-        return b"%s%s\n%s" % (self.trace, self.head, self.body)
-
-
-def begin(start: bytes, envelope: Envelope, config: Config, *, is_ours: bool) -> Start:
-    """start: all of the message, or more of it than the longest header."""
+def begin(start: bytes, envelope: Envelope, config: Config, *, is_ours: bool) -> tuple[Text, Reply | None]:
+    """(the message as it will be, why it is refused). start: all of it, or more of it than the longest header."""
     fields, header_end, body_at = headers.scan(start)
     limits = config.limits
     if headers.is_cut(start, fields, body_at) or header_end > limits.header_size or (
             start.count(b"\n", 0, header_end) > limits.header_lines):
-        return Start(b"", b"", b"", refusal=_HEADER_TOO_LONG)
+        return _NOTHING, _HEADER_TOO_LONG
     if trace.hops(fields) > limits.hops:
-        return Start(b"", b"", b"", refusal=_LOOP)
+        return _NOTHING, _LOOP
     now = envelope.received_at
     offset = time.localtime(now).tm_gmtoff
     facts = completion.Facts(envelope.id, envelope.sender, config.domain, config.hostname, now, offset,
                              is_gateway=not is_ours)
     head = completion.complete(start[:header_end], facts)
-    return Start(trace.received(envelope, config.hostname, offset), head, start[body_at:],
-                 completion.identity(head).message_id)
+    body = start[body_at:]
+    return Text(trace.received(envelope, config.hostname, offset), head, lambda: (body,)), None
+
+
+_NOTHING = Text(b"", b"", lambda: ())

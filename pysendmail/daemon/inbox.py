@@ -2,7 +2,7 @@
 
     incoming = inbox.begin(queue_id)
     incoming.add(data)                        as it comes
-    incoming.open(envelope, start, ...)       make the file; a message that is all there is written at once
+    incoming.open(envelope, content)          make the file; a message that is all there is one write
     inbox.commit(incoming, done)              done(None): it is safe; done(trouble): it is nowhere
     incoming.give_up()                        at any time before the commit
 
@@ -16,11 +16,12 @@ Whatever fails, no file is left and the client hears 451. A file whose sync fail
 """
 
 import asyncio
+import errno
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from threading import Thread
 
@@ -31,6 +32,7 @@ from ..spool.queue_file import needs_directory_sync
 
 MODE = 0o640  # the runner reads it as a member of the group of smtp/new, which the directory's set-gid bit gives
 HOLD = 256 * 1024  # bytes of a message that are held in memory: the longest header and more
+CHUNK = 256 * 1024  # bytes read from a file at once
 ROOM_EVERY = 1.0  # seconds that an answer about free space is good for
 SYNCS = 8  # at a time
 ABANDONED = 3600.0  # seconds after which a file in smtp/tmp has no writer any more
@@ -38,24 +40,76 @@ ABANDONED = 3600.0  # seconds after which a file in smtp/tmp has no writer any m
 Done = Callable[[OSError | None], None]
 
 
+class _File:
+    """A file in smtp/tmp: envelope, then content. Locked until it is closed."""
+
+    __slots__ = ("_block_end", "_crc", "_length", "_said", "fd", "path")
+
+    def __init__(self, path: str, envelope: Envelope, content: Iterable[bytes]) -> None:
+        """Raises OSError, and leaves nothing then."""
+        block = record.field_lines(to_fields(envelope))
+        if record.FIRST_LENGTH + len(block) > record.MAX_BLOCK:
+            raise OSError(errno.EMSGSIZE, "too many recipients for one message")
+        self.path = path
+        self.fd = durable.create(path, MODE)
+        try:
+            durable.lock(self.fd)
+            pieces = iter(content)
+            start = b"".join((block, next(pieces, b""), next(pieces, b"")))
+            self._block_end = record.FIRST_LENGTH + len(block)
+            self._crc = record.crc(start)
+            self._said = self._length = record.FIRST_LENGTH + len(start)
+            durable.write_all(self.fd, self._first_line() + start)  # one write for what is all there is
+            for piece in pieces:
+                self.append(piece)
+        except BaseException:
+            self.remove()
+            raise
+
+    def append(self, data: bytes) -> None:
+        self._crc = record.crc(data, self._crc)
+        self._length += len(data)
+        durable.write_all(self.fd, data)
+
+    def read(self, at: int) -> Iterator[bytes]:
+        """What is there from this place of the content on. Raises OSError."""
+        at += self._block_end
+        while piece := os.pread(self.fd, CHUNK, at):
+            yield piece
+            at += len(piece)
+
+    def seal(self) -> None:
+        """Nothing will be added."""
+        if self._length != self._said:
+            durable.write_at(self.fd, self._first_line(), 0)
+
+    def _first_line(self) -> bytes:
+        return record.first_line(self._block_end, self._length, self._crc)
+
+    def remove(self) -> None:
+        os.close(self.fd)
+        try:
+            durable.unlink(self.path)
+        except OSError:
+            pass  # swept up later
+
+
 class Incoming:
     """One message on its way in. id: its queue id, and the name of its file. size: bytes of content so far."""
 
-    __slots__ = ("_crc", "_fd", "_is_whole", "_length", "_offset", "_parts", "_paths", "id", "size")
+    __slots__ = ("_file", "_parts", "_paths", "id", "size")
 
     def __init__(self, paths: Paths, found: str) -> None:
         self._paths = paths
         self.id = found
         self.size = 0
         self._parts: list[bytes] = []
-        self._fd = -1
-        self._offset = self._length = self._crc = 0
-        self._is_whole = False
+        self._file: _File | None = None
 
     @property
     def is_held(self) -> bool:
         """Whether all of it is in memory, and there is no file."""
-        return self._fd < 0
+        return self._file is None
 
     @property
     def path(self) -> str:
@@ -64,12 +118,10 @@ class Incoming:
     def add(self, data: bytes) -> None:
         """More of the content. Raises OSError."""
         self.size += len(data)
-        if self._fd < 0:
+        if self._file is None:
             self._parts.append(data)
-            return
-        self._crc = record.crc(data, self._crc)
-        self._length += len(data)
-        durable.write_all(self._fd, data)
+        else:
+            self._file.append(data)
 
     def held(self) -> bytes:
         """The content, as far as it is in memory."""
@@ -77,42 +129,37 @@ class Incoming:
             self._parts = [b"".join(self._parts)]
         return self._parts[0] if self._parts else b""
 
-    def open(self, envelope: Envelope, start: bytes, *, is_whole: bool) -> None:
-        """Make the file. start: what it begins with behind the envelope, in the place of what was held so far.
-
-        is_whole: nothing will be added. Raises OSError.
-        """
-        block = record.field_lines(to_fields(envelope))
-        self._offset = record.FIRST_LENGTH + len(block)
-        if self._offset > record.MAX_BLOCK:
-            raise OSError(27, "too many recipients for one message")
-        self._crc = record.crc(start, record.crc(block))
-        self._length = self._offset + len(start)
-        self._is_whole = is_whole
-        self._fd = durable.create(f"{self._paths.smtp_tmp}/{self.id}", MODE)
-        durable.lock(self._fd)
-        first = record.first_line(self._offset, self._length, self._crc) if is_whole else bytes(record.FIRST_LENGTH)
-        durable.write_all(self._fd, first + block + start)
+    def open(self, envelope: Envelope, content: Iterable[bytes]) -> None:
+        """Make the file: the envelope, and this content in the place of what was held. Raises OSError."""
+        self._file = _File(f"{self._paths.smtp_tmp}/{self.id}", envelope, content)
         self._parts = []
+
+    def replace(self, envelope: Envelope, content: Iterable[bytes]) -> None:
+        """Make another file that takes the place of the first, which `content` may read. Raises OSError."""
+        old = self._file
+        self._file = _File(f"{self._paths.smtp_tmp}/{self.id},2", envelope, content)
+        if old is not None:
+            old.remove()
+
+    def read(self, at: int) -> Iterator[bytes]:
+        """What is in the file from this place of the content on. Raises OSError."""
+        return self._file.read(at) if self._file is not None else iter(())
 
     def publish(self) -> int:
         """Give the file its lasting name; the descriptor, to be synced, then closed. Raises OSError."""
-        if not self._is_whole:
-            durable.write_at(self._fd, record.first_line(self._offset, self._length, self._crc), 0)
-        durable.rename(f"{self._paths.smtp_tmp}/{self.id}", self.path)
-        fd, self._fd = self._fd, -1
-        return fd
+        file = self._file
+        assert file is not None
+        file.seal()
+        durable.rename(file.path, self.path)
+        self._file = None
+        return file.fd
 
     def give_up(self) -> None:
         """Forget what there is of it."""
         self._parts = []
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            try:
-                durable.unlink(f"{self._paths.smtp_tmp}/{self.id}")
-            except OSError:
-                pass  # swept up later
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
 
 
 class Syncs:

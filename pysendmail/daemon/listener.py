@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ssl import SSLContext
 
-from ..auth.backend import Backend
+from ..auth import Authenticator, Examiner
 from ..config import Config
 from ..events import ClientEvents, Log
+from ..net.policyserver import PolicyServer
 from ..paths import Paths
 from ..route.aliases import Aliases
 from ..route.router import Router
@@ -30,12 +31,15 @@ from ..smtp.reply import reply
 from ..smtp.wire import LineEnds
 from ..spool.queue_id import Ids
 from ..users import Users
+from . import proxied
 from .admission import Admission, Table, Tally, TurnedAway, load_per_processor
 from .certificates import Certificates
+from .connection import HANDSHAKE, trouble_words
 from .inbox import Inbox, taken_ids
-from .policy import Client, Policy
-from .ports import Port, address_of
-from .session import HANDSHAKE, Reception, Session, trouble_words
+from .opinions import Reception
+from .policy import Client, Inquiries, Policy
+from .ports import Port, address_of, is_loopback
+from .session import Session
 
 FIRST_WRITER = 100  # queue ids: the runner's writers have smaller numbers
 TICK = 1.0  # seconds between looks at the clock for all sessions
@@ -60,7 +64,8 @@ class Share:
     table: Table
     number: int
     certificates: Certificates
-    logins: Backend | None = None
+    logins: Authenticator | None = None
+    examiner: Examiner | None = None
 
 
 def run(paths: Paths, config: Config, users: Users, log: Log, share: Share) -> int:
@@ -106,13 +111,23 @@ class Listener:
         self._admission = Admission(self._tally, limits, lambda: self._load)
         ids = Ids(FIRST_WRITER + share.number, clock, taken_ids(paths))
         self._inbox = Inbox(loop, paths, ids, free_space=limits.free_space, free_inodes=limits.free_inodes)
-        self._policy = Policy(config, router, aliases, users, time.monotonic, events.warned)
-        self._reception = Reception(loop, config, events, self._policy, self._admission, self._inbox, clock,
-                                    share.logins)
+        self._policy = Policy(config, router, aliases, users, share.logins, time.monotonic, events.warned)
+        self._reception = Reception(
+            loop, config, events, self._policy, self._admission, self._inbox, clock, self._inquiries(),
+            tuple(map(PolicyServer, config.smtpd.policy_servers)), share.logins, share.examiner)
         self._next_sweep = 0.0
         self._ticker: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[None]] = set()
-        self._settings: dict[tuple[str, bool, bool], Settings] = {}
+        self._settings: dict[tuple[str, bool, bool, bool], Settings] = {}
+
+    def _inquiries(self) -> Inquiries | None:
+        """Who asks DNS, if we can be reached from elsewhere."""
+        if all(is_loopback(port.socket) for port in self._ports):
+            return None
+        from ..net.resolver import Resolver  # 10 MB that a host without a network can do without
+        from .standing import Standings
+
+        return Standings(Resolver(time.monotonic).lookup, self._config.smtpd.dnsbl, time.monotonic)
 
     def _can_serve(self, port: Port) -> bool:
         if port.profile == SUBMISSIONS and self._certificates.for_client(is_local=False) is None:
@@ -186,18 +201,42 @@ class Listener:
         self._loop.call_later(PAUSE, self._accept_on)
 
     def _let_in(self, connection: socket.socket, peer: object, port: Port) -> None:
-        """Make a session of a connection, or turn it away."""
         address, number = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
         client = self._policy.client(address, number)
+        if port.is_proxied:
+            task = self._loop.create_task(self._let_in_proxied(connection, client, port))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        else:
+            self._admit(connection, client, port)
+
+    async def _let_in_proxied(self, connection: socket.socket, proxy: Client, port: Port) -> None:
+        """Let in the client that a proxy names."""
+        if not self._policy.is_proxy(proxy):
+            self._turn_away(connection, proxy, TurnedAway("Only proxies may connect here."))
+            return
+        try:
+            told = await proxied.read(self._loop, connection)
+        except (OSError, ValueError) as trouble:
+            self._events.warned(f"proxy {proxy.shown}: {trouble or 'no PROXY header in time'}")
+            connection.close()
+            return
+        client = self._policy.proxied(proxy, told.address)
+        assert client is not None
+        client.port = told.port or client.port
+        self._admit(connection, client, port)
+
+    def _admit(self, connection: socket.socket, client: Client, port: Port) -> None:
+        """Make a session of a connection, or turn it away."""
         refusal = self._admission.enter(client.key, is_local=client.is_local)
         if refusal is not None:
             self._turn_away(connection, client, refusal)
             return
         is_encrypted = port.profile == SUBMISSIONS
         certificate = self._certificates.for_client(is_local=client.is_local and not is_encrypted)
-        wait = 0.0 if client.is_local or client.may_relay else float(self._config.smtpd.greeting_delay)
+        is_waiting = client.is_stranger and not is_encrypted and not self._admission.is_stressed
         session = Session(self._reception, client, self._settings_for(client, port), DAEMONS[port.profile], certificate,
-                          is_encrypted=is_encrypted, wait=0.0 if is_encrypted else wait)
+                          is_encrypted=is_encrypted, wait=self._config.smtpd.greeting_delay if is_waiting else 0.0)
         task = self._loop.create_task(self._connect(session, connection, client, certificate if is_encrypted else None))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -227,26 +266,25 @@ class Listener:
 
     def _settings_for(self, client: Client, port: Port) -> Settings:
         """The terms for a client; there are few different ones."""
-        key = port.profile, client.is_local, client.may_relay
+        key = port.profile, client.is_local, client.may_relay, self._policy.is_proxy(client)
         found = self._settings.get(key)
         if found is None:
             found = self._settings[key] = self._make_settings(profile.PROFILES[port.profile], client)
         return found
 
     def _make_settings(self, kind: Profile, client: Client) -> Settings:
-        config = self._config
-        limits = config.limits
-        is_trusted = client.is_local or client.may_relay
+        limits, logins = self._config.limits, self._reception.logins
         return Settings(
-            config.hostname, kind,
+            self._config.hostname, kind,
             Limits(message_size=limits.message_size, recipients=limits.recipients,
-                   messages=NO_LIMIT if is_trusted else limits.messages_per_session, command_line=limits.command_line,
-                   soft_errors=limits.soft_errors, hard_errors=limits.hard_errors,
+                   messages=limits.messages_per_session if client.is_stranger else NO_LIMIT,
+                   command_line=limits.command_line, soft_errors=limits.soft_errors, hard_errors=limits.hard_errors,
                    unknown_commands=limits.unknown_commands, junk_commands=limits.junk_commands),
             offers_tls=kind is not profile.SUBMISSIONS and (
                 self._certificates.for_client(is_local=client.is_local) is not None),
-            mechanisms=profile.MECHANISMS if self._reception.logins is not None else (),
-            line_ends=LineEnds.NORMALISE if client.is_local else LineEnds.STRICT, forbids_early=not client.is_local)
+            mechanisms=logins.mechanisms if logins is not None else (),
+            line_ends=LineEnds.NORMALISE if client.is_local else LineEnds.STRICT, forbids_early=not client.is_local,
+            allows_xclient=self._policy.is_proxy(client))
 
 
 def _raise_limit(files: int) -> None:

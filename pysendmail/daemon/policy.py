@@ -17,14 +17,17 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Protocol
 
+from .. import auth
+from ..auth import Authenticator
 from ..config import Config
 from ..mail.outcome import Outcome, deferred
 from ..route.aliases import Aliases
 from ..route.names import Names
 from ..route.router import Router, normal_domain, split
 from ..smtp.reply import Reply, reply
-from ..users import Users, fold
+from ..users import Users
 from .admission import client_key
 
 LOOKUPS = 4  # at a time
@@ -40,7 +43,7 @@ class Client:
     """Who is at the other end, as we see it, or as a proxy of ours says.
 
     address: "" = over a Unix socket. name: of the address in DNS, where that name has this address too, "" = not known.
-    is_local: on this host. may_relay: by its address. is_limited: has limits of its own.
+    is_local: on this host. may_relay: by its address.
     """
 
     address: str
@@ -63,9 +66,19 @@ class Client:
         return f"{name} {self.literal}".strip(" ")
 
     @property
+    def as_seen(self) -> auth.Client:
+        """What those who judge mail hear of it."""
+        return auth.Client(self.address, self.port, self.name, not self.is_stranger)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Unless it logs in."""
+        return not self.is_local and not self.may_relay
+
+    @property
     def key(self) -> bytes:
         """By what it is counted; b"" = it has no limits of its own."""
-        return b"" if self.is_local or self.may_relay else client_key(self.address)
+        return client_key(self.address) if self.is_stranger else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +89,34 @@ class Refusal:
     ruleset: str
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What DNS says of a client. name "" = none that is its own. listed: the block lists that name it."""
+
+    name: str = ""
+    listed: tuple[str, ...] = ()
+
+
+class Inquiries(Protocol):
+    """Whoever asks DNS about clients and senders: standing.py, where strangers can reach us."""
+
+    def known(self, address: str) -> Standing | None:
+        """What is known already about the client at an address."""
+
+    async def find(self, address: str) -> Standing:
+        """Ask about it. Raises nothing."""
+
+    async def sender(self, domain: str) -> Refusal | None:
+        """Whether mail could be sent to this domain, of a sender. Raises nothing."""
+
+
 Opinion = Refusal | None | Awaitable[Refusal | None]  # None = yes
 
 
 class Policy:
-    """users: whoever knows the users. clock: monotonic seconds."""
+    """users: whoever knows the users. logins: who knows passwords, None = nobody. clock: monotonic seconds."""
 
-    def __init__(self, config: Config, router: Router, aliases: Aliases, users: Users,
+    def __init__(self, config: Config, router: Router, aliases: Aliases, users: Users, logins: Authenticator | None,
                  clock: Callable[[], float], warn: Callable[[str], None]) -> None:
         self._router = router
         self._aliases = aliases
@@ -90,11 +124,10 @@ class Policy:
         self._clock = clock
         self._warn = warn
         self._relay_from = tuple(map(ip_network, config.smtpd.relay_from))
+        self._proxies = tuple(map(ip_network, config.smtpd.proxies))
         self._relay_domains = frozenset(map(normal_domain, config.relay.domains))
         self._protects_senders = config.smtpd.protect_local_senders
-        self._senders: dict[str, set[str]] = {}
-        for name, allowed in config.auth.senders:
-            self._senders.setdefault(name, set()).add(allowed)
+        self._logins = logins
         self._lookups = ThreadPoolExecutor(LOOKUPS, "lookup")
         self._kept: dict[str, float] = {}  # recipients that were found, and until when that counts
 
@@ -103,11 +136,31 @@ class Policy:
     def client(self, address: str, port: int) -> Client:
         """The client at an IP address, "" = over a Unix socket."""
         if not address:
-            return Client("", is_local=True)
+            return Client("", is_local=True, may_relay=True)
         address = plain_address(address)
         found = ip_address(address.partition("%")[0])
         return Client(address, port, is_local=found.is_loopback,
                       may_relay=any(found in network for network in self._relay_from))
+
+    def is_proxy(self, client: Client) -> bool:
+        """Whether it may say who its client is."""
+        if not client.address or not self._proxies:
+            return False
+        found = ip_address(client.address.partition("%")[0])
+        return any(found in network for network in self._proxies)
+
+    def proxied(self, proxy: Client, address: str, port: str = "") -> Client | None:
+        """The client of a proxy, which it knows by an address ("" = not, then it is the proxy itself). None if that is
+        no address."""
+        if not address:
+            return proxy
+        if address[:5].upper() == "IPV6:":
+            address = address[5:]
+        number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
+        try:
+            return self.client(address, number)
+        except ValueError:
+            return None
 
     # ---- senders
 
@@ -118,8 +171,8 @@ class Policy:
     def sender(self, client: Client, login: str, address: str) -> Refusal | None:
         """May this client send as `address` ("" = null)? login: who has logged in, "" = nobody."""
         if login:
-            return None if self._is_allowed(login, address) else _NOT_YOURS
-        if client.may_relay or client.is_local or not address:
+            return None if self._logins is None or self._logins.may_send(login, address) else _NOT_YOURS
+        if not client.is_stranger or not address:
             return None
         domain = split(address)[1]
         if not domain:
@@ -127,14 +180,6 @@ class Policy:
         if self._protects_senders and self._router.is_local(domain):
             return _LOGIN_FIRST
         return None
-
-    def _is_allowed(self, login: str, address: str) -> bool:
-        """By [auth] senders: a login without an entry may use any sender, unless "*" has one."""
-        allowed = self._senders.get(login) or self._senders.get("*")
-        if not allowed or not address:
-            return True
-        address = fold(self._router.qualify(address))
-        return address in map(fold, allowed) or normal_domain(split(address)[1]) in allowed
 
     # ---- recipients
 
@@ -181,6 +226,11 @@ class Policy:
 
 def _reply_of(outcome: Outcome) -> Reply:
     return reply(451 if outcome.is_deferred else 550, outcome.status, outcome.reason)
+
+
+def listed(standing: Standing) -> Refusal:
+    """The answer to a client that is on a block list."""
+    return _no(550, "5.7.1", f"Rejected: your address is listed at {standing.listed[0]}", "check_rcpt")
 
 
 def plain_address(address: str) -> str:

@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from ..config import Listener, split_endpoint
 from ..events import ERROR, NOTICE, Log
@@ -125,6 +126,12 @@ def address_of(bound: socket.socket) -> str:
     if not isinstance(name, tuple):
         return f"{UNIX}{os.fsdecode(name)}"
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this host can reach it."""
+    name = bound.getsockname()
+    return not isinstance(name, tuple) or ip_address(name[0].partition("%")[0]).is_loopback
 
 
 def _bind(address: str) -> socket.socket:

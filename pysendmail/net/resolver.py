@@ -28,6 +28,7 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.MX
+import dns.rdtypes.ANY.PTR
 import dns.rdtypes.IN.A
 import dns.rdtypes.IN.AAAA
 import dns.rrset
@@ -52,6 +53,7 @@ class Kind(Enum):
     A = "A"
     AAAA = "AAAA"
     MX = "MX"
+    PTR = "PTR"
 
 
 class State(Enum):
@@ -63,7 +65,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """records: (preference, host) of MX, (0, address) otherwise. words: of TROUBLE, what went wrong, for people."""
+    """records: (preference, host) of MX, (0, name) of PTR, (0, address) otherwise. words: of TROUBLE, for people."""
 
     state: State
     records: tuple[tuple[int, str], ...] = ()
@@ -318,5 +320,8 @@ def _records(found: dns.rrset.RRset, kind: Kind) -> tuple[tuple[int, str], ...]:
     if kind is Kind.MX:
         return tuple((int(one.preference), one.exchange.to_text().rstrip(".")) for one in records
                      if isinstance(one, dns.rdtypes.ANY.MX.MX))
+    if kind is Kind.PTR:
+        return tuple((0, one.target.to_text(omit_final_dot=True)) for one in records
+                     if isinstance(one, dns.rdtypes.ANY.PTR.PTR))
     return tuple((0, str(one.address)) for one in records
                  if isinstance(one, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA))
