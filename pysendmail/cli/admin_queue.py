@@ -138,6 +138,27 @@ def flush(paths: Paths, dry_run: bool, as_json: bool, **chosen: Any) -> int:
     return _change(paths, "flush", filter_of(chosen), is_dry=dry_run, as_json=as_json)
 
 
+@queue.command()
+@choosing
+@click.option("--eml", is_flag=True, help="One message as it is, instead of an mbox.")
+@click.pass_obj
+def export(paths: Paths, eml: bool, **chosen: Any) -> int:
+    """Write messages to standard output: all, or those that are chosen."""
+    from . import admin_export
+    return admin_export.export(paths, filter_of(chosen), as_mbox=not eml)
+
+
+@queue.command()
+@choosing
+@click.option("--by-sender", is_flag=True, help="Domains of senders instead of recipients.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def shape(paths: Paths, by_sender: bool, as_json: bool, **chosen: Any) -> None:
+    """Show how old what waits for which domain is."""
+    from . import admin_shape
+    admin_shape.show(ask.ask(paths, {"do": "list", "filter": filter_of(chosen)}), by_sender=by_sender, as_json=as_json)
+
+
 def _changing(verb: str, text: str) -> None:
     """One command that changes the messages it is told."""
     @choosing

@@ -1,8 +1,9 @@
 """A question to the running daemon, by its control socket; or to the spool itself, when the daemon is down.
 
 `ask` sends one request (daemon/control.py has the protocol) and gives the listings as they come. With the daemon down,
-"list" and "show" are answered from the files for root and for whoever owns the spool; nobody else could read them. Root
-becomes the spool's owner first and for good: the files hold what strangers wrote, and root parses nothing of theirs.
+"list" and "show" are answered from the files for root and for whoever owns the spool, and these two may hold, release,
+delete and requeue there, too; nobody else could. Root becomes the spool's owner first and for good:
+the files hold what strangers wrote, and root parses nothing of theirs.
 
 Every failure is an `Unanswered`: one line for people, and the exit code that goes with it (sysexits.h).
 """
@@ -18,12 +19,13 @@ from ..paths import Paths
 Item = dict[str, Any]
 Request = dict[str, Any]
 
-EX_USAGE, EX_UNAVAILABLE, EX_TEMPFAIL, EX_PROTOCOL = 64, 69, 75, 76
+EX_USAGE, EX_UNAVAILABLE, EX_TEMPFAIL, EX_PROTOCOL, EX_CONFIG = 64, 69, 75, 76, 78
 TIMEOUT = 60.0  # seconds of silence after which the daemon is taken to hang
 MAX_REQUEST = 64 * 1024  # bytes, the daemon's limit
 MAX_LINE = 64 * 1024 * 1024  # bytes of one listing: the largest number of recipients, with a reason for each
 CHUNK = 256 * 1024  # bytes read at once
 FROM_SPOOL = frozenset(("list", "show"))
+IN_SPOOL = frozenset(("hold", "release", "delete", "requeue"))
 
 
 class Unanswered(Exception):
@@ -58,9 +60,12 @@ def ask(paths: Paths, request: Request) -> Answer:
     try:
         connection = _connect(paths.control)
     except (FileNotFoundError, ConnectionRefusedError):
-        if request["do"] in FROM_SPOOL and _may_read(paths):
+        if request["do"] in FROM_SPOOL and may_read(paths):
             return _from_spool(paths, request)
-        raise Unanswered("pysendmaild is not running")
+        if request["do"] in IN_SPOOL and may_read(paths):
+            return Answer(_in_spool(paths, request))
+        needed = "pysendmaild is not running"
+        raise Unanswered(needed + ", and only it can return messages" if request["do"] == "bounce" else needed)
     except OSError as trouble:
         raise Unanswered(f"cannot ask pysendmaild: {trouble.strerror or trouble}")
     line = json.dumps(request).encode("ascii") + b"\n"
@@ -137,7 +142,8 @@ def _code(value: object) -> int:
 # ---- without the daemon
 
 
-def _may_read(paths: Paths) -> bool:
+def may_read(paths: Paths) -> bool:
+    """Whether the queue's files are open to us, or to whom we can become."""
     try:
         return os.geteuid() in (0, os.stat(paths.queue).st_uid)
     except OSError:
@@ -149,7 +155,7 @@ def _from_spool(paths: Paths, request: Request) -> Answer:
 
     from ..spool import listing, selection
     try:
-        _become_owner(paths)
+        become_owner(paths)
         wanted = selection.predicate(request.get("filter", {}), time.time())
         items = listing.scan(paths, time.time())
         if request["do"] == "show":
@@ -160,8 +166,38 @@ def _from_spool(paths: Paths, request: Request) -> Answer:
         raise Unanswered(f"cannot read {paths.spool}: {trouble.strerror or trouble}")
 
 
-def _become_owner(paths: Paths) -> None:
-    """From root to the user that the queue belongs to."""
+def _in_spool(paths: Paths, request: Request) -> Iterator[Item]:
+    """Change messages in the files. The settings are read first: as root, who alone may read all of them."""
+    import time
+
+    from ..config import ConfigError, read
+    from ..daemon import offline
+    from ..events import Events, Syslog
+    from ..spool import listing, selection
+    from ..users import SystemUsers
+    try:
+        config = read(paths, partial=True).config
+        become_owner(paths)
+        wanted = selection.predicate(request.get("filter", {}), time.time())
+        chosen = {item["id"]: item for item in listing.scan(paths, time.time()) if wanted(item)}
+        done = 0
+        spool = offline.Offline(paths, config, SystemUsers(time.monotonic), Events(Syslog()))
+        results = ((one, "") for one in chosen) if request.get("dry_run") else spool.change(
+            request["do"], chosen, str(request.get("why") or ""))
+        for one, why in results:
+            done += not why
+            yield {"item": chosen[one] | {"result": why or "ok"}}
+        yield {"end": {"count": done}}
+    except offline.Busy as problem:
+        raise Unanswered(str(problem))
+    except ConfigError as problem:
+        raise Unanswered(problem.problems[0], EX_CONFIG)
+    except OSError as trouble:
+        raise Unanswered(f"cannot change {paths.spool}: {trouble.strerror or trouble}")
+
+
+def become_owner(paths: Paths) -> None:
+    """From root to the user that the queue belongs to, for good: nothing of a stranger's is parsed before this."""
     owner = os.stat(paths.queue)
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.setgroups([])

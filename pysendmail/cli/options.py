@@ -26,7 +26,7 @@ MODES = {"m": "", "p": "mailq", "i": "newaliases", "s": "smtp", "a": "smtp", "d"
          "v": "verify", "t": "addresstest", "h": "hoststat", "H": "purgestat", "P": "counters", "C": "checkconfig"}
 QUEUE_RUN, QUARANTINE = "queuerun", "quarantine"
 NAMES = {"mailq": "p", "newaliases": "i", "hoststat": "h", "purgestat": "H", "smtpd": "d"}
-TAKES = {"mailq": "Aqv", "newaliases": "v"}  # the options that a program is given; the others get all
+TAKES = {"mailq": "Aqv", "newaliases": "v", QUARANTINE: "Qq"}  # the options that a program is given; the others get all
 
 _CONTROL = bytes(range(32)) + b"\x7f"
 _NO_WORD = bytes(range(33)) + bytes(range(127, 256))

@@ -24,13 +24,14 @@ def mark(destination: str) -> str:
 
 @dataclass(slots=True)
 class Outage:
-    """outcome: what was heard last. due: when to try again. failures: in a row. is_probed: a shipment is finding
-    out."""
+    """outcome: what was heard last, at `heard`. due: when to try again. failures: in a row. is_probed: a shipment is
+    finding out."""
 
     destination: str
     outcome: Outcome
     state: str
     due: float
+    heard: float = 0.0
     failures: int = 1
     is_probed: bool = False
 
@@ -71,7 +72,7 @@ class Outages:
         elif outage.is_probed or now >= outage.due:
             outage.failures += 1
             outage.due = now + self._wait(outage.failures)
-        outage.outcome, outage.state, outage.is_probed = outcome, state, False
+        outage.outcome, outage.state, outage.heard, outage.is_probed = outcome, state, now, False
         return outage
 
     def ended(self, destination: str) -> bool:

@@ -93,7 +93,7 @@ class Relays:
         now = self._loop.time()
         found: list[dict[str, object]] = [
             {"destination": one.destination, "state": one.state, "reason": one.outcome.reason,
-             "status": one.outcome.status, "failures": one.failures,
+             "status": one.outcome.status, "failures": one.failures, "heard": max(0.0, now - one.heard),
              "next_try": self._clock() + max(0.0, one.due - now)} for one in list(self._outages)[:MAX_LISTED]]
         return found + [
             {"destination": lane.name, "state": "busy", "waiting": len(lane.waiting), "sent": lane.sent,

@@ -212,6 +212,20 @@ class Runner:
         self.waiting.make_ready(queue_ids, self._clock())
         self.take_in()
 
+    def changed(self, entry: Entry) -> None:
+        """An administrator has changed a message that goes on waiting."""
+        self.catalogue.forget(entry.id)
+
+    def gone(self, entry: Entry) -> None:
+        """An administrator has removed a message that was waiting."""
+        self.waiting.remove(entry.id)
+        self.shares.remove(entry.uid, 0)
+
+    def resume(self, message: Message) -> None:
+        """Work on a message that was waiting, and is in memory."""
+        self.waiting.remove(message.id)
+        self.start(message)
+
     def flush(self, queue_ids: list[str]) -> None:
         """Try these now, also where a destination was found to be down."""
         self.relays.flush()

@@ -289,6 +289,12 @@ class Queue:
     def release(self, entry: Entry) -> None:
         self._move(entry, "cur" if "," in entry.name else "new", entry.name)
 
+    def bring_forward(self, entry: Entry, due: float) -> None:
+        """Let a message that was tried before be due earlier; a new one always is."""
+        if entry.place == "cur" and entry.due > due:
+            entry.due = int(due)
+            self._move(entry, "cur", name_of(entry))
+
     def _move(self, entry: Entry, place: str, name: str) -> None:
         durable.rename(f"{self._root}/{entry.place}/{entry.name}", f"{self._root}/{place}/{name}")
         entry.place, entry.name = place, name

@@ -33,7 +33,7 @@ ONLY_IN = {
     "click": ("cli",),
     "dns": ("net.resolver",),
     "filelock": ("daemon",),
-    "subprocess": ("deliver.command", "cli.demo"),
+    "subprocess": ("deliver.command", "cli.admin_trace", "cli.demo"),
     "pickle": (),
     "marshal": (),
     "shelve": (),

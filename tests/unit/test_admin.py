@@ -41,7 +41,7 @@ def _name(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     """We are somebody who may not read the spool."""
-    monkeypatch.setattr(ask, "_may_read", lambda paths: False)
+    monkeypatch.setattr(ask, "may_read", lambda paths: False)
 
 
 # ---- the frame
@@ -83,9 +83,9 @@ def test_with_the_daemon_down_there_is_one_line_and_75(run: Any, args: list[str]
     assert run(*args) == (75, "", "pysendmail: pysendmaild is not running\n")
 
 
-@pytest.mark.parametrize("verb", ["flush", "hold", "release", "delete", "bounce", "requeue"])
-def test_nothing_is_changed_in_a_spool_without_its_daemon(run: Any, verb: str) -> None:
-    assert run("queue", verb, "0WkDdmTe001000")[0] == 75
+@pytest.mark.parametrize(("verb", "why"), [("flush", ""), ("bounce", ", and only it can return messages")])
+def test_what_only_the_daemon_can_do_says_so(run: Any, verb: str, why: str) -> None:
+    assert run("queue", verb, "0WkDdmTe001000") == (75, "", f"pysendmail: pysendmaild is not running{why}\n")
 
 
 def test_what_the_daemon_refuses_is_said_in_its_words(run: Any, paths: Paths) -> None:

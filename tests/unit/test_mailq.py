@@ -221,7 +221,7 @@ def test_quarantined_messages_are_found_by_reason(paths: Paths, out: Any) -> Non
 @pytest.fixture
 def _stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     """We are somebody who may not read the spool."""
-    monkeypatch.setattr(ask, "_may_read", lambda paths: False)
+    monkeypatch.setattr(ask, "may_read", lambda paths: False)
 
 
 @pytest.mark.usefixtures("_stranger")
