@@ -29,6 +29,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rdtypes.ANY.MX
 import dns.rdtypes.ANY.PTR
+import dns.rdtypes.ANY.TXT
 import dns.rdtypes.IN.A
 import dns.rdtypes.IN.AAAA
 import dns.rrset
@@ -54,6 +55,7 @@ class Kind(Enum):
     AAAA = "AAAA"
     MX = "MX"
     PTR = "PTR"
+    TXT = "TXT"
 
 
 class State(Enum):
@@ -65,7 +67,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """records: (preference, host) of MX, (0, name) of PTR, (0, address) otherwise. words: of TROUBLE, for people."""
+    """records: (preference, host) of MX, (0, name) of PTR, (0, the bytes as latin-1) of TXT, (0, address) otherwise.
+
+    words: of TROUBLE, for people.
+    """
 
     state: State
     records: tuple[tuple[int, str], ...] = ()
@@ -323,5 +328,8 @@ def _records(found: dns.rrset.RRset, kind: Kind) -> tuple[tuple[int, str], ...]:
     if kind is Kind.PTR:
         return tuple((0, one.target.to_text(omit_final_dot=True)) for one in records
                      if isinstance(one, dns.rdtypes.ANY.PTR.PTR))
+    if kind is Kind.TXT:
+        return tuple((0, b"".join(one.strings).decode("latin-1")) for one in records
+                     if isinstance(one, dns.rdtypes.ANY.TXT.TXT))
     return tuple((0, str(one.address)) for one in records
                  if isinstance(one, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA))
