@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from ..paths import Paths
@@ -49,6 +50,8 @@ class Answer:
 
     def __iter__(self) -> Iterator[Item]:
         for item in self._items:
+            if "begin" in item:
+                continue
             if "end" in item:
                 self.end = item["end"]
             else:
@@ -72,7 +75,10 @@ def ask(paths: Paths, request: Request) -> Answer:
     if len(line) > MAX_REQUEST:
         connection.close()
         raise Unanswered("too much to ask for at once; name fewer messages", EX_USAGE)
-    return Answer(_conversation(connection, line))
+    replies = _conversation(connection, line)
+    first: Item = next(replies, {"end": {}})
+    count = first["begin"].get("count") if "begin" in first else None
+    return Answer(chain((first,), replies), count if isinstance(count, int) else None)
 
 
 def _connect(path: str) -> socket.socket:
@@ -97,7 +103,7 @@ def _conversation(connection: socket.socket, line: bytes) -> Iterator[Item]:
                     break
                 if "error" in value:
                     raise Unanswered(str(value["error"]), _code(value.get("code")))
-                if not isinstance(value.get("end", value.get("item")), dict):
+                if not isinstance(value.get("end", value.get("item", value.get("begin"))), dict):
                     break
                 yield value
                 if "end" in value:

@@ -1,9 +1,9 @@
 """The control socket: who is queued, and what shall become of it.
 
-A client sends one JSON object in one line and gets JSON lines: {"item": ...} for each message, then {"end": {...}} or
-{"error": text, "code": sysexits}. Who asks is the kernel's word: root and our own user may see and do everything,
-others see what they have submitted themselves (or all of it, by setting) and may change nothing. A client that sends
-rubbish, or reads slowly, costs its own connection.
+A client sends one JSON object in one line and gets JSON lines: {"begin": {"count": ...}} where all are asked for and
+may be seen, {"item": ...} for each message, then {"end": {...}} or {"error": text, "code": sysexits}. Who asks is the
+kernel's word: root and our own user may see and do everything, others see what they have submitted themselves (or all
+of it, by setting) and may change nothing. A client that sends rubbish, or reads slowly, costs its own connection.
 """
 
 import asyncio
@@ -86,6 +86,11 @@ class ControlDoor:
         if ids and not asked.get("not") and all(map(is_queue_id, ids)):  # a whole id is part of no other
             return sorted({one for one in ids if one in runner.active or one in runner.waiting})
         return sorted({*runner.active, *runner.waiting.entries})
+
+    @property
+    def count(self) -> int:
+        """How many messages there are."""
+        return len(self.runner.active) + len(self.runner.waiting.entries)
 
     def _line(self, queue_id: str) -> bytes:
         p = self.runner.active.get(queue_id)
@@ -215,6 +220,8 @@ class ControlProtocol(asyncio.Protocol):
     async def _list(self, asked: dict[str, Any], wanted: selection.Predicate) -> None:
         count = 0
         held: list[bytes] = []  # written together
+        if not asked and self._door.may_all(self._uid):
+            self._write({"begin": {"count": self._door.count}})
         async for line in self._matching(asked, wanted):
             held.append(line)
             count += 1

@@ -262,7 +262,8 @@ class Destination:
     async def _deliver(self, job: Job, session: Session | None) -> Session | None:
         shipment = job.shipment
         try:
-            content = Content(job.fd, shipment.offset, shipment.length, None if self._is_lmtp else self._means.rewrite)
+            rewrite = None if self._is_lmtp else self._means.rewrite
+            content = Content(job.fd, shipment.offset, shipment.length, rewrite, shipment.head)
             survey = await remote.survey_of(content)
         except Unreadable as trouble:
             job.refuse(deferred("4.3.0", str(trouble)), FINE)

@@ -3,15 +3,19 @@
 Targets that go to the same hosts with the same sender travel together, one transaction for all of them. An answer comes
 back as one outcome for each target, with what it means for reports: HANDED_ON, the next host will report what was asked
 for; RELAYED, it takes part in no reports, so that "relayed" is the last that the sender hears (RFC 3461 section 5.2.2).
+
+What leaves because of a .forward carries Delivered-To with the address whose .forward it was, as if it had been
+delivered there: when another host sends it back, the loop is seen the first time (deliver/agent.py).
 """
 
 from collections.abc import Callable
 
 from ..config import Config
-from ..deliver.shipment import Answer, Shipment, groups
+from ..deliver.shipment import MAX_HEAD, Answer, Shipment, groups
+from ..mail import trace
 from ..mail.envelope import Recipient
 from ..mail.outcome import Outcome
-from ..mail.target import MAILBOX, Target
+from ..mail.target import MAILBOX, RELAY, Target
 from ..route.router import Hop, Router
 from ..spool.queue import Message, Queue
 from .relays import Job, Relays
@@ -19,7 +23,8 @@ from .relays import Job, Relays
 HANDED_ON, RELAYED = "handed on", "relayed"
 LMTP = "lmtp:"
 
-# (target number, outcome, how it was handed over, the answer: relay, is_tried; when to try again, 0.0 = by the schedule)
+# (target number, outcome, how it was handed over, the answer: relay, is_tried; when to try again, 0.0 = by the
+# schedule)
 Returned = Callable[[int, Outcome, str, Answer, float], None]
 
 
@@ -47,25 +52,26 @@ class Outgoing:
     def ship(self, message: Message, numbers: list[int], returned: Returned) -> None:
         """Send these targets of a message on their way; `returned` is called once for each, later."""
         progress, sender = message.state.progress, message.envelope.sender
-        together: dict[tuple[Hop, str], list[int]] = {}
+        together: dict[tuple[Hop, str, bytes], list[int]] = {}
         for number in numbers:
             target = progress[number].target
-            key = (self.hop(target), sender if target.sender is None else target.sender)
+            key = (self.hop(target), sender if target.sender is None else target.sender, _head(message, target))
             together.setdefault(key, []).append(number)
-        for (hop, from_), members in together.items():
+        for (hop, from_, head), members in together.items():
             recipients = [_recipient(message, number) for number in members]
             first = 0
             for group in groups(recipients):
-                self._send(message, hop, from_, group, members[first:first + len(group)], returned)
+                self._send(message, hop, from_, head, group, members[first:first + len(group)], returned)
                 first += len(group)
 
-    def _send(self, message: Message, hop: Hop, sender: str, group: tuple[Recipient, ...], members: list[int],
-              returned: Returned) -> None:
+    def _send(self, message: Message, hop: Hop, sender: str, head: bytes, group: tuple[Recipient, ...],
+              members: list[int], returned: Returned) -> None:
         envelope = message.envelope
         is_list = sender != envelope.sender  # a list is the sender of its own mail, and hears of it itself
         self._number += 1
-        shipment = Shipment(self._number, message.id, message.offset, message.length, sender, group, hop.domain, hop.hosts,
-                            envelope.smtputf8, "" if is_list else envelope.ret, "" if is_list else envelope.envid)
+        ret, envid = ("", "") if is_list else (envelope.ret, envelope.envid)
+        shipment = Shipment(self._number, message.id, message.offset, message.length, sender, group, hop.domain,
+                            hop.hosts, envelope.smtputf8, ret, envid, head=head)
 
         def done(answer: Answer, due: float) -> None:
             handed = HANDED_ON if answer.dsn_is_passed else RELAYED
@@ -73,6 +79,21 @@ class Outgoing:
                 returned(number, outcome, handed if outcome.is_delivered else "", answer, due)
 
         self._relays.deliver(Job(shipment, lambda: self._queue.open(message), done))
+
+
+def _head(message: Message, target: Target) -> bytes:
+    """Delivered-To for each .forward that led to a target, the last one first. Too many: the oldest are left out."""
+    if target.kind != RELAY or not target.via:
+        return b""
+    forwarded = {progress.target.user: progress.target.address for progress in message.state.progress.values()
+                 if progress.is_replaced and progress.target.kind == MAILBOX}
+    head = b""
+    for user in reversed(target.via.split(":")):
+        line = trace.delivered_to(forwarded.get(user, user))
+        if len(head) + len(line) > MAX_HEAD:
+            break
+        head += line
+    return head
 
 
 def _recipient(message: Message, number: int) -> Recipient:

@@ -17,11 +17,14 @@ Rewrite = Callable[[bytes], bytes]
 
 
 class Content:
-    """Bytes `offset` to `length` of a file, LF line ends. rewrite: makes another header of the start of a message."""
+    """Bytes `offset` to `length` of a file, LF line ends. rewrite: makes another header of the start of a message.
+
+    head: whole lines that go before all that, as they are.
+    """
 
     __slots__ = ("_fd", "_first", "_length", "_rest")
 
-    def __init__(self, fd: int, offset: int, length: int, rewrite: Rewrite | None = None) -> None:
+    def __init__(self, fd: int, offset: int, length: int, rewrite: Rewrite | None = None, head: bytes = b"") -> None:
         """Raises Unreadable."""
         self._fd = fd
         self._length = length
@@ -30,6 +33,7 @@ class Content:
         self._rest = offset + wanted
         if rewrite is not None:
             self._first = rewrite(self._first)
+        self._first = head + self._first
 
     @property
     def is_small(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ..mail.envelope import NOTIFY, Recipient
+from ..mail.envelope import NOTIFY, Recipient, raw, text
 from ..mail.outcome import Outcome, one_line
 
 MAX_PACKET = 128 * 1024  # bytes; what a socket takes in one piece with the kernel's default buffer
@@ -24,6 +24,7 @@ MAX_BATCH = 32  # shipments in one packet
 MAX_RECIPIENTS = 100  # of one shipment: what every host takes in one transaction (RFC 5321 section 4.5.3.1.8)
 MAX_ADDRESSES = 48 * 1024  # bytes that the recipients of one shipment take in a packet
 MAX_CUT = 80  # characters that are left of each text of an answer that fits into no packet
+MAX_HEAD = 8192  # bytes put before the message
 MAX_HOSTS = 32  # named for one destination
 MAX_NOTES = 5
 MAX_WIDTH = 1000
@@ -68,7 +69,7 @@ class Shipment:
     n: chosen by the runner, comes back in the Answer. offset, length: of the text in the file, bytes. recipients: one
     of groups(). smtputf8, ret, envid: as the envelope has them. domain: of the recipients. hosts: as route.router.Hop
     has them. width: how many connections this destination may have, all its shipments together; the newest word
-    counts.
+    counts. head: whole lines that go before the text.
     """
 
     n: int
@@ -83,6 +84,7 @@ class Shipment:
     ret: str = ""
     envid: str = ""
     width: int = 1
+    head: bytes = b""
 
     @property
     def destination(self) -> str:
@@ -101,6 +103,8 @@ class Shipment:
             found["ret"] = self.ret
         if self.envid:
             found["envid"] = self.envid
+        if self.head:
+            found["head"] = text(self.head)
         return found
 
     @classmethod
@@ -110,15 +114,15 @@ class Shipment:
             raise ValueError("not a shipment")
         get = value.get
         n, offset, length, width = (_number(get(name)) for name in ("n", "at", "to", "width"))
-        texts = [get("id"), get("from"), get("domain"), get("ret", ""), get("envid", "")]
+        texts = [get("id"), get("from"), get("domain"), get("ret", ""), get("envid", ""), get("head", "")]
         hosts, recipients = get("hosts", []), get("rcpt")
         if not (all(isinstance(text, str) for text in texts) and isinstance(hosts, list) and len(hosts) <= MAX_HOSTS
                 and all(isinstance(host, str) for host in hosts) and isinstance(recipients, list)
                 and 0 < len(recipients) <= MAX_RECIPIENTS and offset <= length and 0 < width <= MAX_WIDTH
-                and texts[0].isalnum()):
+                and texts[0].isalnum() and len(texts[5]) <= MAX_HEAD and texts[5][-1:] in ("", "\n")):
             raise ValueError("not a shipment")
         return cls(n, texts[0], offset, length, texts[1], tuple(map(_read_recipient, recipients)), texts[2],
-                   tuple(hosts), get("utf8") is True, texts[3], texts[4], width)
+                   tuple(hosts), get("utf8") is True, texts[3], texts[4], width, raw(texts[5]))
 
 
 def _recipient(recipient: Recipient) -> list[str]:

@@ -21,6 +21,13 @@ def write(fd: int, data: bytes) -> int:
     return len(data)
 
 
+@pytest.mark.parametrize("size", [5, 3 * PIECE])
+def test_a_head_goes_before_a_header_that_is_rewritten(fd: int, size: int) -> None:
+    length = write(fd, b"From: a\n\n" + b"x" * size)
+    content = Content(fd, 0, length, lambda head: head.replace(b"a\n", b"b\n", 1), b"Delivered-To: a\n")
+    assert b"".join(content.pieces()) == b"Delivered-To: a\nFrom: b\n\n" + b"x" * size
+
+
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 17])
 @pytest.mark.parametrize("offset", [0, 7])
 def test_all_of_the_text_and_nothing_else(fd: int, size: int, offset: int) -> None:

@@ -400,3 +400,12 @@ def test_mailq_needs_the_standard_library_only(paths: Paths) -> None:
     done = subprocess.run([sys.executable, "-IS", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30,
                           check=True)
     assert done.stdout.strip().split("\n")[-1] == "0 []"
+
+
+def test_the_daemon_says_how_many_there_are_before_it_lists_them(
+        run: Any, paths: Paths) -> None:
+    with Control(paths, b'{"begin": {"count": 2}}\n' + listing(item(), item("0WkDdmTe001001"))):
+        code, printed, _ = run()
+    assert code == 0
+    assert printed.startswith(f"\t\t{paths.queue} (2 requests)\n")
+    assert printed.endswith("\t\tTotal requests: 2\n")

@@ -18,11 +18,11 @@ RECIPIENTS = st.lists(st.builds(Recipient, TEXT, st.frozensets(st.sampled_from(s
 
 
 @given(st.integers(0, 1 << 50), TEXT, RECIPIENTS, TEXT, st.lists(TEXT, max_size=3), st.booleans(), TEXT, TEXT,
-       st.integers(1, 1000))
+       st.integers(1, 1000), st.binary(max_size=100))
 def test_a_shipment_arrives_as_it_was(n: int, sender: str, recipients: list[Recipient], domain: str, hosts: list[str],
-                                      smtputf8: bool, ret: str, envid: str, width: int) -> None:
+                                      smtputf8: bool, ret: str, envid: str, width: int, head: bytes) -> None:
     sent = Shipment(n, "0WkDdmTe001000", 200, 4000, sender, tuple(recipients), domain, tuple(hosts), smtputf8, ret,
-                    envid, width)
+                    envid, width, head + b"\n" if head else b"")
     assert shipment.read_shipments(shipment.shipments_packet([(sent, width)])) == [sent]
 
 
@@ -45,6 +45,7 @@ GOOD: dict[str, Any] = {"n": 1, "id": "0WkDdmTe001000", "at": 5, "to": 10, "from
     {"id": "../x"}, {"id": ""}, {"id": 7}, {"from": None}, {"domain": 1}, {"rcpt": []}, {"rcpt": [["a"]] * 101},
     {"rcpt": ["a"]}, {"rcpt": [["a", "b"]]}, {"rcpt": [["a", "sometimes", ""]]}, {"rcpt": [[1]]}, {"rcpt": "a"},
     {"hosts": "a"}, {"hosts": [1]}, {"hosts": ["a"] * 33}, {"width": 0}, {"width": 1001}, {"ret": 1}, {"envid": []},
+    {"head": "no line end"}, {"head": 1}, {"head": "x" * 8192 + "\n"},
 ])
 def test_a_shipment_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
     assert shipment.read_shipments(json.dumps({"s": [GOOD]}).encode())
