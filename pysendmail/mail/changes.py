@@ -7,7 +7,7 @@ a line too many is another header (CVE-2024-6923): a name must be one, a value c
 
 Fields are counted as sendmail counts them: position 0 is above everything, what this host has put there included,
 position 1 is above the first field of the message itself; "the second X-Spam" is counted by its name. What filters see
-of a message is `head` and `body`; `trace`, our own Received, is not theirs.
+of a message is `top`, `head` and `body`; `trace`, our own Received, is not theirs, though it counts as one position.
 
 RFC 5322 section 2.2; libmilter's smfi_insheader and smfi_chgheader.
 """
@@ -36,16 +36,22 @@ class BadChange(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A message. trace: fields put in front by this host. head: the message's own fields, up to the empty line, which
-    is not part of it."""
+    """A message. trace: the Received of this host. head: the message's own fields, up to the empty line, which is not
+    part of it. top: fields that filters have put above both."""
 
     trace: bytes
     head: bytes
     body: Body
+    top: bytes = b""
+
+    @property
+    def visible(self) -> bytes:
+        """The header as filters see it."""
+        return self.top + self.head
 
     def chunks(self) -> Iterator[bytes]:
         """All of it, as it is written into a file."""
-        yield b"%s%s\n" % (self.trace, self.head)
+        yield b"%s%s%s\n" % (self.top, self.trace, self.head)
         yield from self.body()
 
 
@@ -148,10 +154,9 @@ class _Editor:
     def __init__(self, draft: Draft, blank: bytes) -> None:
         self._draft = draft
         self._blank = blank
-        text = draft.text
-        self._trace = text.trace
-        self._fields = [(name, text.head[start:end]) for name, start, end in headers.scan(text.head)[0]]
-        self._body = text.body
+        self._top = _fields(draft.text.top)
+        self._fields = _fields(draft.text.head)
+        self._body = draft.text.body
         self._envelope = draft.envelope
         self._recipients = [(_key(one.address), one) for one in draft.envelope.recipients]
         self._added = 0
@@ -159,9 +164,12 @@ class _Editor:
     def take(self, change: Change) -> None:
         match change:
             case AddField(name, value):
-                self._fields.append((name.lower(), field(name, value, self._blank)))
+                self._fields.append(self._made(name, value))
             case InsertField(position, name, value):
-                self._insert(position, name, value)
+                if position <= len(self._top):
+                    self._top.insert(position, self._made(name, value))
+                else:
+                    self._fields.insert(position - len(self._top) - 1, self._made(name, value))
             case ReplaceField(number, name, value):
                 self._replace(number, name, value)
             case ReplaceBody(body):
@@ -176,22 +184,22 @@ class _Editor:
                 why = one_line(reason, MAX_REASON) or "quarantined by a mail filter"
                 self._envelope = replace(self._envelope, hold=self._envelope.hold or why)
 
-    def _insert(self, position: int, name: bytes, value: bytes) -> None:
-        if position <= 0:
-            self._trace = field(name, value, self._blank) + self._trace
-        else:
-            self._fields.insert(position - 1, (name.lower(), field(name, value, self._blank)))
+    def _made(self, name: bytes, value: bytes) -> tuple[bytes, bytes]:
+        return name.lower(), field(name, value, self._blank)
 
     def _replace(self, number: int, name: bytes, value: bytes) -> None:
-        places = [place for place, (found, _) in enumerate(self._fields) if found == name.lower()]
+        places = [(block, place) for block in (self._top, self._fields) for place, (found, _) in enumerate(block)
+                  if found == name.lower()]
         number = max(1, number)
         if number > len(places):
             if value:
-                self._fields.append((name.lower(), field(name, value, self._blank)))
-        elif value:
-            self._fields[places[number - 1]] = name.lower(), field(name, value, self._blank)
+                self._fields.append(self._made(name, value))
+            return
+        block, place = places[number - 1]
+        if value:
+            block[place] = self._made(name, value)
         else:
-            del self._fields[places[number - 1]]
+            del block[place]
 
     def _add_recipient(self, whom: str) -> None:
         key = _key(whom)
@@ -208,17 +216,21 @@ class _Editor:
 
     def done(self) -> Draft:
         text = self._draft.text
-        head = b"".join(one for _, one in self._fields)
-        if (self._trace, head, self._body) != (text.trace, text.head, text.body):
-            whole = self._trace + head
+        top, head = (b"".join(one for _, one in block) for block in (self._top, self._fields))
+        if (top, head, self._body) != (text.top, text.head, text.body):
+            whole = top + text.trace + head
             if len(whole) > headers.MAX_HEADER or whole.count(b"\n") >= headers.MAX_LINES:
                 raise BadChange("the header becomes too large")
-            text = Text(self._trace, head, self._body)
+            text = Text(text.trace, head, self._body, top)
         recipients = tuple(one for _, one in self._recipients)
         envelope = self._envelope
         if recipients != envelope.recipients:
             envelope = replace(envelope, recipients=recipients)
         return Draft(envelope, text)
+
+
+def _fields(head: bytes) -> list[tuple[bytes, bytes]]:
+    return [(name, head[start:end]) for name, start, end in headers.scan(head)[0]]
 
 
 def _address(whom: str) -> str:

@@ -249,8 +249,9 @@ class Chain:
     def _said_of(self, one: Filter, draft: Draft) -> Iterator[tuple[Stage, bytes]]:
         text = draft.text
         yield Stage.DATA, b""
-        for _, start, end in headers.scan(text.head)[0]:
-            yield Stage.HEADER, field_data(text.head[start:end], keeps_blank=one.terms.keeps_blank)
+        head = text.visible
+        for _, start, end in headers.scan(head)[0]:
+            yield Stage.HEADER, field_data(head[start:end], keeps_blank=one.terms.keeps_blank)
         yield Stage.EOH, b""
         if one.hears(Stage.BODY):
             for chunk in body_chunks(text.body()):

@@ -117,6 +117,10 @@ class FakeMilter:
         except (asyncio.IncompleteReadError, OSError):
             pass  # the MTA has gone
         writer.close()
+        try:
+            await writer.wait_closed()
+        except OSError:
+            pass
         self._open -= 1
         if not self._open:
             self._ended.set()

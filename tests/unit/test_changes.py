@@ -46,31 +46,38 @@ ENVELOPE = Envelope("X", "a@example.org", (Recipient("b@example.org", NEVER), Re
 DRAFT = Draft(ENVELOPE, Text(TRACE, HEAD, old_body))
 
 
-@pytest.mark.parametrize(("changes", "trace", "head"), [
-    ([AddField(b"X-B", b"b")], TRACE, HEAD + b"X-B: b\n"),
-    ([AddField(b"X-B", b"b\n c"), AddField(b"X-B", b"d")], TRACE, HEAD + b"X-B: b\n c\nX-B: d\n"),
-    ([InsertField(0, b"X-B", b"b")], b"X-B: b\n" + TRACE, HEAD),
-    ([InsertField(1, b"X-B", b"b")], TRACE, b"X-B: b\n" + HEAD),
-    ([InsertField(2, b"X-B", b"b")], TRACE, HEAD.replace(b"X-A: one", b"X-B: b\nX-A: one")),
-    ([InsertField(99, b"X-B", b"b")], TRACE, HEAD + b"X-B: b\n"),
-    ([InsertField(0xFFFFFFFF, b"X-B", b"b")], TRACE, HEAD + b"X-B: b\n"),
-    ([ReplaceField(1, b"x-a", b"new")], TRACE, HEAD.replace(b"X-A: one", b"x-a: new")),
-    ([ReplaceField(0, b"X-A", b"new")], TRACE, HEAD.replace(b"X-A: one", b"X-A: new")),
-    ([ReplaceField(2, b"X-A", b"new")], TRACE, HEAD.replace(b"x-a:two", b"X-A: new")),
-    ([ReplaceField(3, b"X-A", b"new")], TRACE, HEAD + b"X-A: new\n"),
-    ([ReplaceField(3, b"X-A", b"")], TRACE, HEAD),
-    ([ReplaceField(1, b"X-A", b"")], TRACE, HEAD.replace(b"X-A: one\n", b"")),
-    ([ReplaceField(1, b"X-A", b""), ReplaceField(1, b"X-A", b"")], TRACE,
+@pytest.mark.parametrize(("changes", "top", "head"), [
+    ([AddField(b"X-B", b"b")], b"", HEAD + b"X-B: b\n"),
+    ([AddField(b"X-B", b"b\n c"), AddField(b"X-B", b"d")], b"", HEAD + b"X-B: b\n c\nX-B: d\n"),
+    ([InsertField(0, b"X-B", b"b")], b"X-B: b\n", HEAD),
+    ([InsertField(1, b"X-B", b"b")], b"", b"X-B: b\n" + HEAD),
+    ([InsertField(2, b"X-B", b"b")], b"", HEAD.replace(b"X-A: one", b"X-B: b\nX-A: one")),
+    ([InsertField(99, b"X-B", b"b")], b"", HEAD + b"X-B: b\n"),
+    ([InsertField(0xFFFFFFFF, b"X-B", b"b")], b"", HEAD + b"X-B: b\n"),
+    ([ReplaceField(1, b"x-a", b"new")], b"", HEAD.replace(b"X-A: one", b"x-a: new")),
+    ([ReplaceField(0, b"X-A", b"new")], b"", HEAD.replace(b"X-A: one", b"X-A: new")),
+    ([ReplaceField(2, b"X-A", b"new")], b"", HEAD.replace(b"x-a:two", b"X-A: new")),
+    ([ReplaceField(3, b"X-A", b"new")], b"", HEAD + b"X-A: new\n"),
+    ([ReplaceField(3, b"X-A", b"")], b"", HEAD),
+    ([ReplaceField(1, b"X-A", b"")], b"", HEAD.replace(b"X-A: one\n", b"")),
+    ([ReplaceField(1, b"X-A", b""), ReplaceField(1, b"X-A", b"")], b"",
      HEAD.replace(b"X-A: one\n", b"").replace(b"x-a:two\n", b"")),
-    ([ReplaceField(1, b"Subject", b"")], TRACE, HEAD.replace(b"Subject: s\n\tfolded\n", b"")),
-    ([ReplaceField(1, b"Received", b"")], TRACE, HEAD),
-    ([], TRACE, HEAD),
+    ([ReplaceField(1, b"Subject", b"")], b"", HEAD.replace(b"Subject: s\n\tfolded\n", b"")),
+    ([ReplaceField(1, b"Received", b"")], b"", HEAD),
+    ([], b"", HEAD),
+    # Two fields above ours: positions 0 to 2 are among them, 3 is below our Received.
+    ([InsertField(0, b"B", b"b"), InsertField(0, b"A", b"a"), InsertField(1, b"C", b"c")], b"A: a\nC: c\nB: b\n", HEAD),
+    ([InsertField(0, b"B", b"b"), InsertField(0, b"A", b"a"), InsertField(3, b"C", b"c")], b"A: a\nB: b\n",
+     b"C: c\n" + HEAD),
+    ([InsertField(0, b"X-A", b"top"), ReplaceField(1, b"X-A", b"new"), ReplaceField(2, b"X-A", b"")],
+     b"X-A: new\n", HEAD.replace(b"X-A: one\n", b"")),
+    ([InsertField(0, b"X-A", b"top"), ReplaceField(1, b"X-A", b"")], b"", HEAD),
 ])
-def test_fields_after_changes(changes: list[Change], trace: bytes, head: bytes) -> None:
+def test_fields_after_changes(changes: list[Change], top: bytes, head: bytes) -> None:
     found = apply(DRAFT, changes)
-    assert (found.text.trace, found.text.head) == (trace, head)
+    assert (found.text.top, found.text.trace, found.text.head) == (top, TRACE, head)
     assert found.envelope is ENVELOPE
-    assert b"".join(found.text.chunks()) == trace + head + b"\nold\n"
+    assert b"".join(found.text.chunks()) == top + TRACE + head + b"\nold\n"
 
 
 def test_what_is_not_changed_stays_the_same_object() -> None:
