@@ -391,7 +391,7 @@ def test_what_is_no_filter(asked: object) -> None:
         selection.predicate(asked, 0.0)
 
 
-def test_mailq_needs_the_standard_library_only(paths: Paths) -> None:
+def test_outneeds_the_standard_library_only(paths: Paths) -> None:
     """It runs as /usr/sbin/sendmail does, where nothing else can be found."""
     code = ("import sys\nsys.path.insert(0, '.')\n"
             "from pysendmail.cli.mailq import main\nfrom pysendmail.paths import Paths\n"
@@ -403,9 +403,9 @@ def test_mailq_needs_the_standard_library_only(paths: Paths) -> None:
 
 
 def test_the_daemon_says_how_many_there_are_before_it_lists_them(
-        run: Any, paths: Paths) -> None:
+        out: Any, paths: Paths) -> None:
     with Control(paths, b'{"begin": {"count": 2}}\n' + listing(item(), item("0WkDdmTe001001"))):
-        code, printed, _ = run()
+        code, printed, _ = out(paths)
     assert code == 0
-    assert printed.startswith(f"\t\t{paths.queue} (2 requests)\n")
+    assert printed.startswith("\t\t/var/spool/pysendmail/queue (2 requests)\n")
     assert printed.endswith("\t\tTotal requests: 2\n")
