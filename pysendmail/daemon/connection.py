@@ -48,6 +48,8 @@ class Connection(asyncio.Protocol, ABC):
         self._is_running = False
         self._is_deciding = False
         self._is_shaking_hands = False
+        self._is_wrapped = False  # what comes has been through TLS
+        self._first_words = bytearray()  # through TLS, before we have heard that it is there
         self._has_ended = False  # the client's input
         self._is_over = False  # we have said our last word
         self._is_gone = False
@@ -91,6 +93,9 @@ class Connection(asyncio.Protocol, ABC):
         if self._is_over:
             return
         self._moved = self._loop.time()
+        if self._is_shaking_hands and self._is_wrapped:
+            self._first_words += data  # the core takes what comes before `tls_started` for plaintext, rightly
+            return
         self._core.receive(data)
         self._run()
 
@@ -251,6 +256,7 @@ class Connection(asyncio.Protocol, ABC):
     async def _shake_hands(self, transport: asyncio.Transport) -> str:
         """"" or what went wrong."""
         assert self._certificate is not None
+        self._is_wrapped = True  # start_tls takes the connection over before it waits
         try:
             made = await self._loop.start_tls(
                 transport, self, self._certificate, server_side=True, ssl_handshake_timeout=HANDSHAKE)
@@ -271,6 +277,8 @@ class Connection(asyncio.Protocol, ABC):
             return
         self._note_tls()
         self._core.tls_started()
+        self._core.receive(bytes(self._first_words))
+        self._first_words.clear()
 
     def _note_tls(self) -> None:
         assert self._transport is not None
