@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 MAX_NAME = 256  # characters: LOGIN_NAME_MAX of Linux
-KEEP = 5.0  # seconds that a found user is remembered; an absent one never is
+DATABASE = "/etc/passwd"
+KEEP = 5.0  # seconds that a found user is remembered, while DATABASE stays as it is; an absent one never is
 MAX_KEPT = 4096  # users remembered at once
 FIRST_BUFFER, MAX_BUFFER = 1024, 1024 * 1024  # bytes for one entry
 
@@ -105,6 +106,7 @@ class SystemUsers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kept: dict[str | int, tuple[float, User]] = {}
+        self._seen = _signature()
 
     def lookup(self, name: str) -> User | None:
         """As the function of this name, with memory."""
@@ -116,6 +118,10 @@ class SystemUsers:
 
     def _remembered(self, key: Any, ask: Callable[[Any], User | None]) -> User | None:
         now = self._clock()
+        seen = _signature()
+        if seen != self._seen:
+            self._kept.clear()
+            self._seen = seen
         kept = self._kept.get(key)
         if kept is not None and kept[0] > now:
             return kept[1]
@@ -127,6 +133,15 @@ class SystemUsers:
         elif kept is not None:
             del self._kept[key]
         return found
+
+
+def _signature() -> tuple[int, int, int]:
+    """What tells a changed DATABASE from the one that was looked at before; other databases have KEEP alone."""
+    try:
+        seen = os.stat(DATABASE)
+    except OSError:
+        return (0, 0, 0)
+    return (seen.st_mtime_ns, seen.st_ino, seen.st_size)
 
 
 # ---- asking

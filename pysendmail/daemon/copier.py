@@ -69,7 +69,8 @@ class Copier:
                 raise record.Damaged("checksum does not match")
             is_ascii, is_utf8 = _kind(start[offset:])
         origin = Origin("command", submitter.uid, submitter.login, protocol=asked.protocol)
-        envelope = submission.envelope(asked, found, origin, received_at, self._router.qualify)
+        envelope = submission.envelope(asked, found, origin, received_at, self._router.qualify,
+                                       self._router.here)
         head, body_at, hops = self._head(start[offset:], asked, envelope, submitter, is_ascii, is_utf8)
         envelope = replace(envelope, refusal=self._refusal(hops, size))
         body = start[offset + body_at:]

@@ -78,7 +78,9 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, signal.Signals(number).name)
-    runner, intake, local, relays = _assemble(loop, paths, config, users, events, sockets)
+    queue = Queue(paths, time.time, sync_directories=needs_directory_sync(paths.queue))
+    taken = queue.taken_ids()
+    runner, intake, local, relays = _assemble(loop, paths, config, users, events, sockets, queue, taken)
     for one in (sockets.link, sockets.wake, sockets.submit, sockets.control):
         one.setblocking(False)
     loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, local, relays, end)
@@ -94,9 +96,8 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
         if message is not None:
             runner.accept(message)
 
-    taken = runner.queue.taken_ids()
     adoption = Adoption(paths, queue_id.Ids(WRITER + 2, time.time, taken), events, runner.has, time.time)
-    runner.attach(intake, adoption)  # before anybody can put something into a queue that is not known yet
+    runner.attach(intake, adoption, taken)  # before anybody can put something into a queue that is not known yet
     door = doors.SubmissionDoor(paths, queue_id.Ids(WRITER + 1, time.time, taken), events, config.limits.message_size,
                                 adopt, runner.shares.is_used_up, time.time,
                                 sync_directories=needs_directory_sync(paths.intake))
@@ -116,20 +117,19 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
 
 
 def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users, events: Events,
-              sockets: Sockets) -> tuple[Runner, Intake, agents.Agents, Relays]:
+              sockets: Sockets, queue: Queue, taken: set[str]) -> tuple[Runner, Intake, agents.Agents, Relays]:
     router = Router(config)
     aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
     limits = Limits(config.limits.alias_depth, config.limits.alias_results)
     expander = Expander(router, aliases, users, limits, events.warned)
-    queue = Queue(paths, time.time, sync_directories=needs_directory_sync(paths.queue))
     relays = Relays(loop, config, lambda value: _tell(sockets.link, value), events, time.time,
                     lambda destination: runner.revived(destination))
     local = agents.Agents(loop, sockets.link, events, most=config.limits.agents,
                           command_time=float(config.limits.program_time))
-    reports = Reports(config, queue, time.time, router.qualify("postmaster"))
+    reports = Reports(config, queue, time.time, router.here("postmaster"))
     outgoing = Outgoing(queue, relays, router, config)
     runner = Runner(loop, config, queue, expander, local, outgoing, relays, reports, events, time.time, random.random)
-    ids = queue_id.Ids(WRITER, time.time, queue.taken_ids())
+    ids = queue_id.Ids(WRITER, time.time, taken)
     intake = Intake(paths, queue, ids, users, config, router, events, time.time, runner.shares.is_used_up)
     return runner, intake, local, relays
 

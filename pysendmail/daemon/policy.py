@@ -183,12 +183,9 @@ class Policy:
 
     # ---- recipients
 
-    def qualified(self, client: Client, login: str, address: str) -> str:
-        """The recipient as the envelope has it. A bare name is completed as in a submission for those who may relay,
-        and is a user of this host for others (postmaster, RFC 5321 section 4.5.1)."""
-        if split(address)[1]:
-            return address
-        return self._router.qualify(address) if client.may_relay or login else f"{address}@{self._router.local_name}"
+    def qualified(self, address: str) -> str:
+        """The recipient as the envelope has it: a bare name is one of this host (RFC 5321 section 4.5.1)."""
+        return self._router.here(address)
 
     def recipient(self, client: Client, login: str, address: str, *, may_relay: bool = True) -> Opinion:
         """May this client send to `address`, which is qualified? may_relay: False where relaying is nobody's right."""

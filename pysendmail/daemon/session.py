@@ -209,7 +209,7 @@ class Session(Connection):
         arrival, origin = self._arrival, self._origin()
         assert arrival is not None
         given = event.recipient
-        address = self._reception.policy.qualified(self._client, origin.auth, given.address)
+        address = self._reception.policy.qualified(given.address)
         recipient = replace(given, address=address)
         may_relay = not self._core.settings.profile.is_lmtp
         opinion = self._opinions.recipient(recipient, origin, arrival, may_relay=may_relay)

@@ -71,9 +71,10 @@ def read(fields: Fields) -> Submission:
 
 
 def envelope(submission: Submission, queue_id: str, origin: Origin, received_at: float,
-             qualify: Callable[[str], str]) -> Envelope:
-    """The envelope of a submission. qualify completes a bare address with the mail name; "" stays null."""
+             qualify: Callable[[str], str], here: Callable[[str], str]) -> Envelope:
+    """The envelope of a submission. qualify completes a bare sender with the mail name, "" stays null; here completes a
+    bare recipient with a name of this host."""
     sender = origin.user if submission.sender is None else submission.sender
-    recipients = tuple(Recipient(qualify(r.address), r.notify, r.orcpt) for r in submission.recipients)
+    recipients = tuple(Recipient(here(r.address), r.notify, r.orcpt) for r in submission.recipients)
     return Envelope(queue_id, qualify(sender) if sender else "", recipients, received_at, origin, submission.body,
                     submission.smtputf8, submission.ret, submission.envid, submission.errors)

@@ -68,6 +68,13 @@ class Router:
         """The address with a domain: one without gets the mail name."""
         return address if split(address)[1] else f"{address}@{self.mailname}"
 
+    def here(self, address: str) -> str:
+        """The address of a recipient with a domain: one without is a name of this host, whatever the mail name is.
+
+        sendmail has it so, and cron mail for root depends on it where the mail name is that of another host.
+        """
+        return address if split(address)[1] else f"{address}@{self.local_name}"
+
     def detail(self, local: str) -> tuple[str, str, str]:
         """(user, delimiter, detail) of a local part; ("user", "", "") without a delimiter.
 

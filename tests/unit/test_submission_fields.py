@@ -73,7 +73,7 @@ def test_fields_of_anybody_are_refused_or_within_bounds(fields: list[tuple[bytes
     assert 0 <= asked.hops <= submission.MAX_HOPS
     # What was read can be written into a queue file, but for control characters, which no record carries.
     if not any(value.translate(None, bytes(range(32)) + b"\x7f") != value for _, value in fields):
-        made = submission.envelope(asked, "5abcDEFG001001", BOB, 1.0, qualify)
+        made = submission.envelope(asked, "5abcDEFG001001", BOB, 1.0, qualify, qualify)
         record.field_lines([(b"X", made.sender.encode("utf-8", "surrogateescape"))])
 
 
@@ -82,7 +82,7 @@ def test_fields_of_anybody_are_refused_or_within_bounds(fields: list[tuple[bytes
     (b"<carol@else.test>", "carol@else.test"), (b"<a@b>,<c@d>", "a@b>,<c@d")])
 def test_the_sender_of_the_envelope(sender: bytes | None, expected: str) -> None:
     asked = read([TO] if sender is None else [TO, (b"Sender", sender)])
-    made = submission.envelope(asked, "5abcDEFG001001", BOB, 5.0, qualify)
+    made = submission.envelope(asked, "5abcDEFG001001", BOB, 5.0, qualify, qualify)
     assert made.sender == expected
     assert made.recipients == (Recipient("alice@host.example"),)
     assert (made.id, made.received_at, made.origin, made.scanned, made.hold, made.refusal) == (
