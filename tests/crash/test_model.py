@@ -333,7 +333,8 @@ def test_crash_after_crash(seed: int, disk: str) -> None:
         for mail in pending:
             world.submit(mail.mark, *mail.recipients)
         world.run()
-        for mark, user in (("one", "alice"), ("two", "alice"), ("two", "carol"), ("three", "carol"), ("three", "alice")):
+        expected = [("one", "alice"), ("two", "alice"), ("two", "carol"), ("three", "carol"), ("three", "alice")]
+        for mark, user in expected:
             has = world.count(user, mark)
             assert has <= most, f"{user} has {mark} {has} times after {count} crashes"
             assert has or mark not in world.promised, f"{user} has lost {mark} after {count} crashes: {world.log}"

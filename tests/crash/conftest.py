@@ -1,0 +1,23 @@
+"""A whole host for the tests that kill its processes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pysendmail.paths import Paths
+from tests.tools.host import Host
+
+
+@pytest.fixture
+def make_host(open_paths: Paths) -> Iterator[Callable[..., Host]]:
+    """Makes the host of this test, with these settings."""
+    made: list[Host] = []
+
+    def make(**more: Any) -> Host:
+        made.append(Host(open_paths, **more))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()

@@ -1,0 +1,110 @@
+"""Killing a process before a system call, or making that call fail: strace(1) does it, on the real processes.
+
+First a run is recorded, to learn which calls touch the spool or a mailbox: "the 3rd openat of the runner after it was
+attached to". Then each of them is a point at which the run is repeated with a fault. strace kills at the entry of a
+call, so the call is not made; an error replaces it. The counters are strace's own: per call name and per process.
+"""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ERRORS = ("EIO", "ENOSPC", "EMFILE", "EDQUOT")
+KILL = "SIGKILL"
+# Calls about files. With "?" those that this machine does not have are no error.
+TRACED = ("openat", "?open", "write", "pwrite64", "pread64", "?rename", "renameat", "renameat2", "?unlink", "unlinkat",
+          "fsync", "fchmod", "ftruncate", "?truncate", "flock", "fcntl", "?newfstatat", "?fstat", "?fstatat64", "?statfs",
+          "fstatfs", "utimensat", "getdents64", "mkdirat", "?mkdir", "?link", "linkat", "close")
+# strace does not make a call that it lets fail: a lock or a descriptor would stay for ever, as no kernel does it.
+ONLY_KILLED = frozenset(("fcntl", "close"))
+WITHIN = 20.0  # seconds for strace to attach, and for a fault to happen
+
+_LINE = re.compile(r"^(?:(?P<pid>\d+) +)?(?P<call>\w+)\((?P<rest>.*)$")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A call to strike at: the `number`-th of this name, from 1."""
+
+    call: str
+    number: int
+    what: str  # the call as it was recorded, for people
+
+    def expression(self, fault: str) -> str:
+        """For strace -e inject=."""
+        how = f"signal={fault}" if fault == KILL else f"error={fault}"
+        return f"inject={self.call}:{how}:when={self.number}"
+
+    def __str__(self) -> str:
+        return f"{self.call} {self.number}"
+
+
+def faults(point: Point) -> tuple[str, ...]:
+    """What is tried at a point."""
+    return (KILL,) if point.call in ONLY_KILLED else (KILL, *ERRORS)
+
+
+def points(trace: str, places: Sequence[str], *, pid: int | None = None) -> list[Point]:
+    """The calls in a recording (made with -f and -y) that touch one of these directories. pid: of that process only."""
+    counted: Counter[str] = Counter()
+    found = []
+    for line in Path(trace).read_text("utf-8", "replace").split("\n"):
+        seen = _LINE.match(line)
+        if seen is None or (pid is not None and seen["pid"] != str(pid)):
+            continue
+        counted[seen["call"]] += 1
+        if any(place in seen["rest"] for place in places):
+            found.append(Point(seen["call"], counted[seen["call"]], line[:200]))
+    return found
+
+
+def command(trace: str, *, inject: str = "", record: bool = False) -> list[str]:
+    """strace and its options."""
+    options = ["strace", "-f", "-o", trace, "-e", "trace=" + ",".join(TRACED), "-e", "signal=SIGKILL"]
+    return [*options, *(["-y"] if record else []), *(["-e", inject] if inject else [])]
+
+
+class Attached:
+    """strace attached to a running process, and to what that forks from then on."""
+
+    def __init__(self, pid: int, trace: str, *, inject: str = "", record: bool = False) -> None:
+        self.trace = trace
+        Path(trace).write_bytes(b"")
+        self._process = subprocess.Popen([*command(trace, inject=inject, record=record), "-p", str(pid)],
+                                         stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        assert self._process.stderr
+        said, end = b"", time.monotonic() + WITHIN
+        while b"attached" not in said:
+            ready = select.select([self._process.stderr], [], [], max(0.0, end - time.monotonic()))[0]
+            more = os.read(self._process.stderr.fileno(), 1000) if ready else b""
+            assert more, f"strace cannot attach to {pid}: {said.decode()}"
+            said += more
+
+    def detach(self) -> None:
+        """Let the process go."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)  # it detaches
+        try:
+            self._process.wait(WITHIN)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stderr
+            self._process.stderr.close()
+
+    def struck(self) -> int:
+        """How often the fault has happened."""
+        return struck(self.trace)
+
+
+def struck(trace: str) -> int:
+    """How often the fault has happened in this trace."""
+    text = Path(trace).read_text("utf-8", "replace")
+    return text.count("(INJECTED)") + text.count("+++ killed by SIGKILL +++")
