@@ -8,12 +8,13 @@ delivers, never talks to the network and has no privilege.
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from ..config import Config
 from ..events import Events
 from ..mail.target import RELAY
 from ..route.expand import Expander
+from ..spool.journal import Event
 from ..spool.queue import Broken, Entry, Message, Queue
 from . import agents, schedule
 from .adoption import Adoption
@@ -69,11 +70,14 @@ class Runner:
 
     # ---- start and end
 
-    def attach(self, intake: Intake, adoption: Adoption | None = None) -> None:
-        """Recover the spool, then begin: nothing is delivered before the queue is known. adoption: None = no SMTP."""
+    def attach(self, intake: Intake, adoption: Adoption | None = None, taken: Container[str] = ()) -> None:
+        """Recover the spool, then begin: nothing is delivered before the queue is known. adoption: None = no SMTP.
+
+        taken: every id that a file of the spool has.
+        """
         self._intake, self._adoption = intake, adoption
         if adoption is not None:
-            adoption.recover(self.queue.taken_ids())
+            adoption.recover(taken)
         self.queue.recover(intake.sources())
         now = self._last_scan = self._clock()
         for entry in self.queue.entries():
@@ -203,9 +207,32 @@ class Runner:
         return True
 
     def start(self, message: Message) -> None:
-        """Work on a message."""
+        """Work on a message, unless it is to be held: by its envelope (a filter's quarantine), which counts until it
+        is released, or by an administrator's word that a crash has left half done."""
+        if message.state.held or (message.envelope.hold and not message.is_journalled):
+            self._hold(message)
+            return
         p = self.active[message.id] = Pass(message, self._clock())
         self._passes.begin(p)
+
+    def _hold(self, message: Message) -> None:
+        entry, why = message.entry, message.state.held or message.envelope.hold
+        try:
+            self.queue.secure(message)
+            if not message.state.held:
+                event = Event("held", self._clock(), {"why": why})
+                message.state.apply(event)
+                self.queue.write_down(message, [event], sync=True)
+            self.queue.hold(entry)
+        except OSError as trouble:
+            self.events.trouble(f"{entry.id}: cannot be held, tried again: {trouble.strerror}")
+            if message.is_given_up and self._intake is not None:
+                self._intake.put_back(message.source)
+            else:
+                self.waiting.put(entry, self._clock() + self._settings.retry_first)
+            return
+        self.waiting.put(entry, self._clock())
+        self.events.noted(entry.id, f"quarantine: {why}")
 
     def make_ready(self, queue_ids: list[str]) -> None:
         """Try these now, whatever their due time says."""
