@@ -102,8 +102,9 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
                                 adopt, runner.shares.is_used_up, time.time,
                                 sync_directories=needs_directory_sync(paths.intake))
     control = ControlDoor(paths, config, runner, events)
-    servers = [await loop.create_unix_server(door.connect, sock=sockets.submit),
-               await loop.create_unix_server(control.connect, sock=sockets.control)]
+    # Not create_unix_server: from Python 3.13 on it removes the name at the end, and the next runner uses it too.
+    servers = [await loop.create_server(door.connect, sock=sockets.submit),
+               await loop.create_server(control.connect, sock=sockets.control)]
     events.started(__version__)
     _beat(loop, sockets.link, {"ready": True})
     reason = await stop

@@ -151,6 +151,7 @@ def test_reload_keeps_it_running(host: Debian) -> None:
     host.run("/usr/sbin/sendmail", "bob", user="alice", content=b"Subject: after reload\n\nx\n")
     host.wait_for_mail("bob", "after reload")
     assert main_pid(host) == before
+    assert b"empty" in host.run("mailq", user="carol").stdout  # the sockets are the new queue process's
 
 
 def test_mailq_works_for_everybody(host: Debian) -> None:
