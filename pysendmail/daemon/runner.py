@@ -6,6 +6,7 @@ delivers, never talks to the network and has no privilege.
 """
 
 import asyncio
+import gc
 import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
@@ -73,17 +74,19 @@ class Runner:
     def attach(self, intake: Intake, adoption: Adoption | None = None, taken: Container[str] = ()) -> None:
         """Recover the spool, then begin: nothing is delivered before the queue is known. adoption: None = no SMTP.
 
-        taken: every id that a file of the spool has.
+        taken: every id that a file of the spool has. There may be 100,000 messages: files are named here, not opened.
         """
         self._intake, self._adoption = intake, adoption
         if adoption is not None:
             adoption.recover(taken)
-        self.queue.recover(intake.sources())
         now = self._last_scan = self._clock()
-        for entry in self.queue.entries():
+        gc.disable()  # it would look again and again at so many new objects, none of which is garbage
+        for entry in self.queue.recover(intake.sources()):
             self.waiting.put(entry, schedule.sane_due(entry.due, now, self._settings))
             self.shares.add(entry.uid, 0)
             self._found.add(entry.id)
+        gc.freeze()
+        gc.enable()
         self.catalogue.expect(self.waiting.entries)
         self._recovering = intake.recover()
         self._loop.call_soon(self.take_in)

@@ -321,7 +321,10 @@ class Queue:
     def taken_ids(self) -> set[str]:
         """Every id that a file of the spool has, whatever it is: a new message must not get one of them."""
         directories = [f"{self._root}/{name}" for name in DIRECTORIES] + [self._intake, self._quarantine]
-        return {queue_id.id_of(name) for directory in directories for name in os.listdir(directory)} - {""}
+        found: set[str] = set()
+        for directory in directories:
+            found.update([name[:queue_id.LENGTH] for name in os.listdir(directory)])
+        return set(filter(queue_id.is_queue_id, found))
 
     def recover(self, sources: Mapping[str, str]) -> list[Entry]:
         """Bring the directories from any crash state to S1, S2 or S4, and say what is in the queue then. sources: ids
