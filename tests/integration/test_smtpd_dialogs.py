@@ -41,7 +41,7 @@ def names(dialogs: list[Dialog]) -> list[str]:
 
 @dataclass
 class Conversation:
-    """client: at the other end of the server. taken: what has become of messages, in order: (sender, recipients, text)."""
+    """client: at the other end of the server. taken: the messages that are taken, in order: (sender, recipients, text)."""
 
     dialog: Dialog
     client: Client
