@@ -122,12 +122,12 @@ class Supervisor:
         # Where a file's sync does not cover its name, submitters have to sync the directory, and must be able to open it.
         mode = OPEN_DROP if needs_directory_sync(self.paths.drop_new) else CLOSED_DROP
         for path in (self.paths.drop_tmp, self.paths.drop_new):
-            if stat.S_IMODE(os.stat(path).st_mode) != mode:
-                os.chmod(path, mode)
             try:
+                if stat.S_IMODE(os.stat(path).st_mode) != mode:
+                    os.chmod(path, mode)
                 os.setxattr(path, "system.posix_acl_default", PRIVATE_ACL)
             except OSError as trouble:
-                self.log(NOTICE, f"no default ACL on {path}: {trouble.strerror}")
+                self.log(NOTICE, f"mode and default ACL of {path} are not what they should be: {trouble.strerror}")
 
     def start_runner(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

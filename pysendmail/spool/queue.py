@@ -25,6 +25,7 @@ A message that is done in its first pass never pays for the sync of its copy: th
 that is appended to a journal happens after `secure`.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -170,7 +171,8 @@ class Queue:
         """Make our own copy what the promise rests on: sync it, then let the submitter's file go (S3 -> S4).
 
         If the sync fails the copy is given up and the source stays: OSError, and the message must be adopted again. A
-        second sync of it would lie, so there is none, even if the copy cannot be removed.
+        second sync of it would lie, so there is none, even if the copy cannot be removed. Having no descriptor for it
+        is another matter: nothing has been tried then, and it can be tried later.
         """
         if not message.source:
             return
@@ -185,9 +187,10 @@ class Queue:
                 os.close(fd)
             if self._sync_directories:
                 durable.sync_directory(f"{self._root}/{message.entry.place}")
-        except OSError:
-            message.is_given_up = True
-            durable.unlink(path)
+        except OSError as trouble:
+            if trouble.errno not in (errno.EMFILE, errno.ENFILE):
+                message.is_given_up = True
+                durable.unlink(path)
             raise
         # From here on our copy is safe by itself.
         durable.unlink(f"{self._intake}/{message.source}")

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -346,8 +347,9 @@ def test_start_as_root_needs_the_runners_user(make_host: MakeHost) -> None:
 
 
 def test_usage_and_version() -> None:
-    program = ["/usr/bin/python3", "-c", f"import sys; sys.path.insert(0, {CODE!r})\nfrom pysendmail.paths import Paths\n"
-               "from pysendmail.daemon.supervisor import main\nsys.exit(main(sys.argv, Paths('/nonexistent')))"]
+    text = (f"import sys\nsys.path.insert(0, {CODE!r})\nfrom pysendmail.paths import Paths\n"
+            "from pysendmail.daemon.supervisor import main\nsys.exit(main(sys.argv, Paths('/nonexistent')))")
+    program = [sys.executable, "-c", text]
     done = subprocess.run([*program, "--version"], capture_output=True, timeout=WITHIN, check=False)
     assert (done.returncode, done.stdout[:12]) == (0, b"pysendmaild ")
     for words, code in (["--help"], 0), (["--foreground"], 64):

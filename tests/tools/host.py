@@ -24,14 +24,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pysendmail.cli import ask, sendmail
 from pysendmail.paths import Paths
+from pysendmail.spool.dropbox import Submission
 from pysendmail.users import LookupTrouble, User
-from tests.tools import processes
+from tests.tools import elsewhere, processes
+from tests.tools.elsewhere import CLONE_NEWNS
 
 CODE = str(Path(__file__).resolve().parents[2])
 LAUNCHER = """import sys
@@ -47,8 +49,10 @@ MAIL_GROUP = 54450  # what the mailbox directory belongs to
 NOBODY_KNOWN = 54499  # a uid without a name
 SETTINGS = 'hostname = "host.example"\ndomain = "host.example"\n[smtpd]\nlisten = []\n'
 PLACES = ("drop/new", "intake", "queue/new", "queue/cur", "queue/hold")
+QUICK = {"pysendmail.daemon.runner.SETTLE_AGAIN": 0.5, "pysendmail.daemon.runner.SCAN_EVERY": 0.5,
+         "pysendmail.daemon.intake.AGAIN": 0.5, "pysendmail.daemon.intake.PAUSE": 0.5}
 STARTED = r"^starting daemon "
-IN_MODIFY, IN_NAMES = 0x2, 0x1C0  # of inotify: written to; anything made, moved or removed
+IN_MODIFY, IN_NAMES = 0x2, 0x3C0  # of inotify: written to; anything made, moved or removed
 
 _numbers = itertools.count(1)
 
@@ -77,21 +81,28 @@ def daemon(root: str) -> int:
     from pysendmail.daemon import main, supervisor  # noqa: F401 - main: later, the code may be out of the runner's reach
     from pysendmail.events import Syslog, to_stderr
 
+    for name, value in json.loads(Path(f"{root}/constants.json").read_text()).items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(sys.modules[module], constant)
+        setattr(sys.modules[module], constant, value)
     log = Syslog(path=f"{root}/syslog") if os.path.exists(f"{root}/syslog") else to_stderr
     return supervisor.main(["pysendmaild"], Paths(root), users=Table(root), log=log)
 
 
 class Watch:
-    """Waiting for a file, or anything in a directory, to change (inotify(7))."""
+    """Waiting for files, or anything in directories, to change (inotify(7))."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, *paths: str) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(path), IN_MODIFY | IN_NAMES) < 0:
-            raise OSError(ctypes.get_errno(), "inotify")
+        for path in paths:
+            if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(path), IN_MODIFY | IN_NAMES) < 0:
+                raise OSError(ctypes.get_errno(), "inotify")
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def wait_for_change(self, within: float) -> bool:
         """Until there is one; False when the time is up."""
@@ -140,17 +151,23 @@ class Log(Watch):
 
 
 class Host:
-    """See above. settings: TOML besides SETTINGS. runs_as: a command in front of the daemon's, such as strace."""
+    """See above. settings: TOML besides SETTINGS. runs_as: a command in front of the daemon's, such as strace.
 
-    def __init__(self, paths: Paths, *, settings: str = "", aliases: str = "", runs_as: Sequence[str] = ()) -> None:
+    constants: of the daemon's modules, such as QUICK: how long it waits before it tries again what failed.
+    """
+
+    def __init__(self, paths: Paths, *, settings: str = "", aliases: str = "", runs_as: Sequence[str] = (),
+                 constants: Mapping[str, float] | None = None) -> None:
         self.paths = paths
-        self.outside = paths  # as seen by the test, which may be in another mount namespace than the daemon
+        self.namespace = ""  # of mounts, where the daemon and its submitters are; "" = ours
+        self.outside = paths  # what is in it, as we see it
         self.is_root = os.geteuid() == 0
         self.users: dict[str, User] = {}
         self.runs_as = list(runs_as)
         self.log = Log(f"{paths.root}/log")
         self.process: subprocess.Popen[bytes] | None = None
         self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        Path(f"{paths.root}/constants.json").write_text(json.dumps(constants or {}))
         self._make_users()
         Path(paths.settings).write_text(SETTINGS)
         self.configure(settings)
@@ -285,6 +302,26 @@ class Host:
         assert code == 0, f"sendmail exits with {code}: {words}"
         return mail
 
+    def flood(self, count: int, *recipients: str, sender: str = "alice") -> None:
+        """Submit so many small messages as a user, fast: without syncs, as only a test may."""
+        uid = self.users[sender].uid
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                self._go_in(uid)
+                os.fsync = lambda fd: None
+                fields = [(b"Recipient", b"- - " + one.encode()) for one in recipients]
+                for number in range(count):
+                    submission = Submission(self.paths)
+                    submission.begin(fields)
+                    submission.write(b"Subject: one of many\nMessage-ID: <flood.%d@test>\n\nHello.\n" % number)
+                    submission.commit()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0, "the flood was not taken"
+
     def submit(self, arguments: Sequence[str], content: bytes, uid: int) -> tuple[int, str]:
         """Run sendmail as this uid: (exit code, what it says)."""
         number = next(_numbers)
@@ -308,10 +345,19 @@ class Host:
         try:
             for fd, number in ((stdin, 0), (out, 1), (out, 2)):
                 os.dup2(fd, number)
-            become(uid)
-            sendmail.main(argv, self.outside)
+            self._go_in(uid)
+            sendmail.main(argv, self.paths)
         finally:
             os._exit(99)
+
+    def _go_in(self, uid: int) -> None:
+        """In a child: be this user where the daemon is."""
+        if self.namespace:
+            fd = os.open(self.namespace, os.O_RDONLY)
+            if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNS) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            os.close(fd)
+        become(uid)
 
     def queue_id(self, mail: "Mail", *, since: int = 0) -> str:
         """The id that a message got, once it is in the queue."""
@@ -320,7 +366,7 @@ class Host:
     def outcome(self, mail: "Mail", address: str, *, since: int = 0, count: int = 1, within: float = WITHIN) -> str:
         """What the log says of a recipient: "dsn=2.0.0, stat=Sent (...)", of the last attempt of `count`."""
         found = self.queue_id(mail, since=since)
-        return self.log.wait_for(rf"^{found}: to=<{re.escape(address)}[@>].*(dsn=.*)$", since=since, count=count,
+        return self.log.wait_for(rf"{found}: to=<{re.escape(address)}[@>].*(dsn=.*)$", since=since, count=count,
                                  within=within)[count - 1][1]
 
     def box(self, user: str) -> str:
@@ -356,11 +402,14 @@ class Host:
         return answer.end
 
     def wait_until(self, is_so: Callable[[], bool], what: str, *, within: float = WITHIN) -> None:
-        """Until something is so that does not become so without a line in the log."""
+        """Until something is so that does not become so without a line in the log or a change of names in the spool."""
+        watch = Watch(self.log.path, *(f"{self.outside.spool}/{place}" for place in PLACES))
         try:
-            self.log.wait_until(is_so, what, within=within)
+            watch.wait_until(is_so, what, within=within)
         except AssertionError as late:
             raise AssertionError("\n".join([f"{late}; the log:", *self.log.lines()[-60:]])) from None
+        finally:
+            watch.close()
 
     def wait_empty(self, within: float = WITHIN) -> None:
         """Until the queue is empty."""
@@ -468,9 +517,25 @@ def wait_for_end(pid: int, within: float = WITHIN) -> None:
         os.close(fd)
 
 
-def limit_files(pid: int, most: int) -> tuple[int, int]:
-    """Set how many descriptors a running process may have; what it was."""
-    return resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+def limit(pid: int, what: int, most: int) -> int:
+    """Set the soft limit of a running process, as the user that it is; what it was."""
+    seen = status_of(pid)
+    uid, gid = int(seen["Uid"].split()[0]), int(seen["Gid"].split()[0])
+
+    def set_it() -> int:
+        before = resource.prlimit(pid, what)
+        resource.prlimit(pid, what, (most, before[1]))
+        return before[0]
+
+    return elsewhere.run(set_it, uid=uid if uid != os.geteuid() else None, gid=gid)
+
+
+def wait_until_traced(pid: int, within: float = WITHIN) -> None:
+    """Until a tracer has a process: the kernel says so, and gives no sign when it does."""
+    end_of_patience = time.monotonic() + within
+    while status_of(pid)["TracerPid"] == "0":
+        assert time.monotonic() < end_of_patience, f"nobody traces {pid}"
+        time.sleep(0.01)
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """An event loop whose time a test sets: what asyncio's gives the runner, and nothing else.
 
-`run` calls what is due and reads what can be read until there is nothing left; `advance` lets time pass, in the order in
-which things are due. Descriptors are real ones; nothing waits.
+`run` calls what is due and reads what can be read until there is nothing left; `advance` lets time pass, in the order
+in which things are due. Descriptors are real ones; nothing waits.
 """
 
 import itertools
