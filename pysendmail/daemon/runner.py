@@ -16,7 +16,7 @@ from ..events import Events
 from ..mail.target import RELAY
 from ..route.expand import Expander
 from ..spool.journal import Event
-from ..spool.queue import Broken, Entry, Message, Queue
+from ..spool.queue import Broken, Entry, Message, Queue, entry_of
 from . import agents, schedule
 from .adoption import Adoption
 from .catalogue import Catalogue
@@ -168,7 +168,20 @@ class Runner:
             entry = self.waiting.next_ready(now) if self._has_room() else None
             if entry is None:
                 break
-            self._resume(entry)
+            if not self._leave_alone(entry, now):
+                self._resume(entry)
+
+    def _leave_alone(self, entry: Entry, now: float) -> bool:
+        """Whether its destination is down, so that its file need not even be opened: it waits on.
+
+        At least once in retry_max a message is looked at all the same, or it would neither be warned about nor expire.
+        """
+        due = self.relays.left_alone(entry.destination) if entry.destination else 0.0
+        looked_at = entry_of(entry.place, entry.name)
+        if due <= now or looked_at is None or now - looked_at.due >= self._settings.retry_max:
+            return False
+        self.waiting.put(entry, due)
+        return True
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -52,6 +52,7 @@ class NoRelays:
     def __init__(self) -> None:
         self.shipped: list[tuple[str, str]] = []
         self.flushes = 0
+        self.down: dict[str, float] = {}  # marks of destinations, and until when
 
     def ship(self, message: Message, numbers: list[int], returned: Callable[..., None]) -> None:
         for number in numbers:
@@ -62,6 +63,9 @@ class NoRelays:
 
     def flush(self) -> None:
         self.flushes += 1
+
+    def left_alone(self, of: str) -> float:
+        return self.down.get(of, 0.0)
 
 
 @dataclass

@@ -431,3 +431,29 @@ def test_flush_tries_at_once(running: Running) -> None:
     assert one.queue_id == found
     assert running.relays.flushes == 1
     assert re.match(r"\w{14}$", one.queue_id)
+
+
+# ---- destinations that are down
+
+
+def test_what_waits_for_a_host_that_is_down_is_left_alone_but_looked_at_now_and_then(paths: Paths) -> None:
+    running = Running(paths, retry_first=300, retry_max=3600)
+    found = running.submit("bob")
+    only(running).answer(LATER)
+    entry = running.runner.waiting.entries[found]
+    entry.destination = "9f86d081"
+    running.relays.down["9f86d081"] = running.clock() + 86_400
+    seen = running.loop.now
+    while not running.agents.given:
+        running.relays.down["9f86d081"] = running.clock() + 600
+        running.loop.advance(60)
+    assert 3600 <= running.loop.now - seen - 300 <= 3600 + 700
+
+
+def test_a_host_that_is_down_keeps_up_no_mail_for_others(paths: Paths) -> None:
+    running = Running(paths)
+    found = running.submit("bob")
+    only(running).answer(LATER)
+    running.relays.down["9f86d081"] = running.clock() + 86_400
+    running.runner.make_ready([found])
+    assert only(running).queue_id == found
