@@ -71,8 +71,10 @@ class Copier:
         origin = Origin("command", submitter.uid, submitter.login, protocol=asked.protocol)
         envelope = submission.envelope(asked, found, origin, received_at, self._router.qualify,
                                        self._router.here)
-        head, body_at, hops = self._head(start[offset:], asked, envelope, submitter, is_ascii, is_utf8)
-        envelope = replace(envelope, refusal=self._refusal(hops, size))
+        fields, header_end, body_at = headers.scan(start[offset:])
+        is_cut = headers.is_cut(start[offset:], fields, body_at)
+        head, hops = self._head(start[offset:offset + header_end], fields, asked, envelope, submitter, is_ascii, is_utf8)
+        envelope = replace(envelope, refusal=self._refusal(hops, size, is_cut=is_cut))
         body = start[offset + body_at:]
         content: Iterable[bytes] = [head + body]
         if size > len(start) and not is_too_large:
@@ -84,30 +86,28 @@ class Copier:
                               protocol=asked.protocol)
         return message
 
-    def _head(self, start: bytes, asked: submission.Submission, envelope: Envelope, submitter: Submitter,
-              is_ascii: bool, is_utf8: bool) -> tuple[bytes, int, int]:
-        """(our Received line, the completed header and its blank line; where the body is in `start`; hops so far)."""
-        fields, header_end, body_at = headers.scan(start)
-        if headers.is_cut(start, fields, body_at):
-            # bin/sendmail refuses such a header; what stands behind the limit would go out unseen, a Bcc for one.
-            raise Refused(f"header is longer than {headers.MAX_HEADER} bytes or {headers.MAX_LINES} lines")
+    def _head(self, header: bytes, fields: list[headers.Field], asked: submission.Submission, envelope: Envelope,
+              submitter: Submitter, is_ascii: bool, is_utf8: bool) -> tuple[bytes, int]:
+        """(our Received line, the completed header and its blank line; hops so far)."""
         now = envelope.received_at
         offset = time.localtime(now).tm_gmtoff
         facts = completion.Facts(
             envelope.id, envelope.sender, self._config.domain, self._config.hostname, now, offset,
             asked.full_name or submitter.full_name, asked.is_gateway)
-        head = completion.complete(start[:header_end], facts)
+        head = completion.complete(header, facts)
         if not asked.is_gateway and not is_ascii:
             head += completion.mime_label(head, has_8bit=True, is_utf8=is_utf8)
         hops = asked.hops + trace.hops(fields)
-        return trace.received(envelope, self._config.hostname, offset) + head + b"\n", body_at, hops
+        return trace.received(envelope, self._config.hostname, offset) + head + b"\n", hops
 
-    def _refusal(self, hops: int, size: int) -> str:
+    def _refusal(self, hops: int, size: int, *, is_cut: bool) -> str:
         """Why every recipient of a message fails, "" = none does: it reached us, so its sender gets a report and not
         silence. It stands in the queue file, so that no crash turns a refused message into one that is delivered."""
         limits = self._config.limits
         if size > limits.message_size:
             return f"5.3.4 message is larger than {limits.message_size} bytes"
+        if is_cut:  # what stands behind the limit would go out unseen, a Bcc for one
+            return f"5.3.4 header is longer than {headers.MAX_HEADER} bytes or {headers.MAX_LINES} lines"
         if hops > limits.hops:
             return f"5.4.6 too many hops: more than {limits.hops}, this message goes in circles"
         return ""

@@ -1,6 +1,6 @@
 """Reports about queued messages: who is told what, and the queueing of it.
 
-`plan` says what has to be told now (pure: it reads the state), `commit` writes the report into the queue, durably.
+`plans` says what has to be told now (pure: it reads the state), `commit` writes the report into the queue, durably.
 The runner journals a plan before it commits it; `unfinished` is the plan that a crash kept from being carried out. A
 message whose sender cannot be told goes to the postmaster as a notice; when that fails too there is nobody left, and
 the message is held for an administrator: kept, never lost. RFC 3461, RFC 3464.
@@ -9,7 +9,7 @@ the message is held for an administrator: kept, never lost. RFC 3461, RFC 3464.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config import Config
 from ..mail import dsn, headers
@@ -52,30 +52,32 @@ class Reports:
         self._clock = clock
         self._postmaster = postmaster
 
-    def plan(self, message: Message, kind: str) -> Plan | None:
-        """What is to be told now. kind: "final" (failures, asked-for successes) or "delayed"; None = nothing."""
+    def plans(self, message: Message, kind: str) -> list[Plan]:
+        """What is to be told now, one report for each who hears. kind: "final" (failures, asked-for successes) or
+        "delayed"."""
         envelope = message.envelope
-        told = [(n, p) for n, p in message.state.progress.items() if _is_due(p, kind)]
-        wanted = tuple(n for n, p in told if dsn.wanted(envelope, envelope.recipients[p.recipient], _action(p)))
-        if not wanted and not envelope.sender and kind == "final":
-            wanted = tuple(n for n, p in told if _action(p) == dsn.FAILED and not _is_silent(envelope, p))
-        if not wanted or (kind == "delayed" and self._is_bulk(message)):
-            return None
-        return self.remake(message, message.state.reports + 1, wanted)
+        told: dict[str, list[int]] = {}
+        for number, progress in message.state.progress.items():
+            if _is_due(progress, kind) and _is_told(envelope, progress):
+                told.setdefault(_hearer(envelope, progress), []).append(number)
+        if not told or (kind == "delayed" and self._is_bulk(message)):
+            return []
+        return [self.remake(message, number, tuple(targets))
+                for number, targets in enumerate(told.values(), message.state.reports + 1)]
 
     def remake(self, message: Message, number: int, targets: tuple[int, ...]) -> Plan:
         """The plan of report `number` that tells of these targets: the same each time."""
         envelope, progress = message.envelope, message.state.progress
         results = tuple(dsn.Result(envelope.recipients[progress[n].recipient], progress[n].target.address,
                                    _outcome(progress[n]), _action(progress[n])) for n in targets)
-        is_notice = not envelope.sender
+        hearer = _hearer(envelope, progress[targets[0]])
+        is_notice = not hearer
         found = queue_id.derived(message.id, number)
         why = results[0].outcome.reason
         if not found:
             why = f"cannot be delivered and nobody is left to be told: {why}"
         title = "postmaster notify" if is_notice else _TITLES.get(results[0].action, "DSN")
-        return Plan(found, number, self._postmaster if is_notice else envelope.sender, targets, results, is_notice, title,
-                    why)
+        return Plan(found, number, self._postmaster if is_notice else hearer, targets, results, is_notice, title, why)
 
     def commit(self, message: Message, plan: Plan) -> Message:
         """Write the report into the queue. Raises OSError: it is not there."""
@@ -86,7 +88,10 @@ class Reports:
             text = dsn.postmaster_notice(message.envelope, plan.results, original, reporter)
         else:
             until = message.envelope.received_at + self._config.queue.lifetime
-            text = dsn.report(message.envelope, plan.results, original, reporter,
+            about = message.envelope
+            if plan.recipient != about.sender:  # to the owner of a list, for whom the sender's wishes are no matter
+                about = replace(about, sender=plan.recipient, ret="", envid="")
+            text = dsn.report(about, plan.results, original, reporter,
                               retry_until=until if plan.results[0].action == dsn.DELAYED else 0.0)
         envelope = Envelope(plan.report_id, "", (Recipient(plan.recipient, NO_REPLY),), now, Origin("runner"),
                             "" if text.isascii() else "8bitmime", not plan.recipient.isascii(), scanned=True)
@@ -124,6 +129,25 @@ def _action(progress: Progress) -> str:
 
 def _outcome(progress: Progress) -> Outcome:
     return progress.outcome or Outcome("4.0.0", one_line("not tried yet"))
+
+
+def _hearer(envelope: Envelope, progress: Progress) -> str:
+    """Who is told of this target: the sender; of failures and delays below a list with an owner- that owner, whom the
+    sender need not know (RFC 3461 section 5.2.7). "" = the postmaster, and no owner when the sender is null: a report
+    that made another, at an owner that does not work, would do so for ever."""
+    sender = progress.target.sender
+    if sender is None or not envelope.sender or _action(progress) not in (dsn.FAILED, dsn.DELAYED):
+        return envelope.sender
+    return sender
+
+
+def _is_told(envelope: Envelope, progress: Progress) -> bool:
+    action = _action(progress)
+    if not _hearer(envelope, progress):
+        return action == dsn.FAILED and not _is_silent(envelope, progress)
+    if progress.target.sender is not None and action in (dsn.FAILED, dsn.DELAYED):
+        return True  # NOTIFY and -oeq are the sender's, and the list is a sender of its own
+    return dsn.wanted(envelope, envelope.recipients[progress.recipient], action)
 
 
 def _is_silent(envelope: Envelope, progress: Progress) -> bool:

@@ -90,16 +90,14 @@ class Settlement:
         is_late = (bool(state.open_targets()) and not state.is_warned and not p.is_busy
                    and schedule.is_late(message.envelope.received_at, self._clock(), self._usual))
         for kind in ("final", "delayed") if is_late else ("final",):
-            plan = self._reports.plan(message, kind)
-            if plan is None:
-                continue
-            if not plan.report_id:
-                untold = plan.why
-                continue
-            p.note(Event("planned", self._clock(), {"k": plan.number, "kind": kind, "n": list(plan.targets)}))
-            if state.open_targets():
-                passes.flush(p, sync=True)
-            self._send_report(p, plan)
+            for plan in self._reports.plans(message, kind):
+                if not plan.report_id:
+                    untold = plan.why
+                    continue
+                p.note(Event("planned", self._clock(), {"k": plan.number, "kind": kind, "n": list(plan.targets)}))
+                if state.open_targets():
+                    passes.flush(p, sync=True)
+                self._send_report(p, plan)
         return untold
 
     def _send_report(self, p: Pass, plan: Plan) -> None:

@@ -18,7 +18,7 @@ No file, no state, no altering; a header field is never decoded here. /usr/sbin/
 from . import address
 
 MAX_HEADER = 128 * 1024  # bytes, From_ lines included
-MAX_LINES = 1000  # of the header, folded lines each counted
+MAX_LINES = 10_000  # of the header, folded lines each counted: a To with a line for each of some thousand people
 MAX_FROM_LINE = 1000  # bytes
 
 _NAME = bytes(c for c in range(33, 127) if c != 58)

@@ -126,6 +126,26 @@ def test_sender_hears_of_a_failed_target_behind_a_forward(host: Host) -> None:
     assert "nobody-there@host.example" in report
 
 
+def test_owner_of_a_list_hears_of_a_member_that_fails_and_nobody_else_does(make_host: MakeHost) -> None:
+    host = make_host(aliases="team: alice, nobody-there\nowner-team: carol\n")
+    host.start()
+    mail = host.send("team", sender="dave")
+    host.wait_empty()
+    assert host.copies("alice", mail) == 1
+    report, = host.reports("carol", mail)
+    assert "nobody-there@host.example" in report
+    assert host.reports("dave", mail) == []
+
+
+def test_sender_hears_of_a_header_that_is_too_long(host: Host) -> None:
+    """bin/sendmail looks at the header for -t alone: what it has taken must not vanish."""
+    mail = host.send("bob", sender="carol", headers=b"X: y\n" * 10_001)
+    host.wait_empty()
+    assert host.copies("bob", mail) == 0
+    report, = host.reports("carol", mail)
+    assert "header is longer than" in report
+
+
 def test_changed_forward_is_read_again_instead_of_running_what_it_said(make_host: MakeHost) -> None:
     """A command is found by its digest: one that the user has taken out is not run, and the mail is not lost."""
     host = make_host(settings=RETRY_SOON)
