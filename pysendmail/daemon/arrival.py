@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..config import Config
+from ..config import Config, LimitSettings
 from ..events import ClientEvents
 from ..mail import completion, headers, trace
 from ..mail.changes import Draft, Text
@@ -191,11 +191,9 @@ def taken(queue_id: str) -> Reply:
 def begin(start: bytes, envelope: Envelope, config: Config, *, is_ours: bool) -> tuple[Text, Reply | None]:
     """(the message as it will be, why it is refused). start: all of it, or more of it than the longest header."""
     fields, header_end, body_at = headers.scan(start)
-    limits = config.limits
-    if headers.is_cut(start, fields, body_at) or header_end > limits.header_size or (
-            start.count(b"\n", 0, header_end) > limits.header_lines):
+    if _is_too_long(start, fields, header_end, body_at, config.limits):
         return _NOTHING, _HEADER_TOO_LONG
-    if trace.hops(fields) > limits.hops:
+    if trace.hops(fields) > config.limits.hops:
         return _NOTHING, _LOOP
     now = envelope.received_at
     offset = time.localtime(now).tm_gmtoff
@@ -204,6 +202,16 @@ def begin(start: bytes, envelope: Envelope, config: Config, *, is_ours: bool) ->
     head = completion.complete(start[:header_end], facts)
     body = start[body_at:]
     return Text(trace.received(envelope, config.hostname, offset), head, lambda: (body,)), None
+
+
+def _is_too_long(start: bytes, fields: list[headers.Field], header_end: int, body_at: int,
+                 limits: LimitSettings) -> bool:
+    """Whether there is more of a header than is taken. What stands beyond the limit is not to become text."""
+    if header_end > limits.header_size or start.count(b"\n", 0, header_end) > limits.header_lines:
+        return True
+    first_line = start[body_at:headers.MAX_HEADER]
+    is_one_line = not fields and len(start) > headers.MAX_HEADER and b"\n" not in first_line
+    return headers.is_cut(start, fields, body_at) or (is_one_line and bool(headers.field_name(first_line)))
 
 
 _NOTHING = Text(b"", b"", lambda: ())
