@@ -42,7 +42,7 @@ MAX_CHAIN = 8  # CNAMEs that lead to one another in several answers
 MAX_RECORDS = 200  # of one answer
 MAX_KEPT = 5000  # answers
 MAX_KEEP = 3600.0  # seconds that an answer is kept, whatever it says of itself
-MIN_KEEP = 1.0
+WORTH_KEEPING = 30.0  # seconds; an answer with less time than this is about to change, or a balancer speaks
 PAYLOAD = 1232  # bytes of a UDP answer (DNS flag day 2020): never fragmented
 MAX_TCP = 65535
 LOOPBACK = ("127.0.0.1",)  # where the C library looks when resolv.conf names nobody
@@ -170,9 +170,11 @@ class Resolver:
 
     def _keep(self, key: tuple[str, Kind], answer: Answer) -> None:
         self._kept.pop(key, None)
+        if answer.ttl < WORTH_KEEPING:
+            return
         while len(self._kept) >= MAX_KEPT:
             del self._kept[next(iter(self._kept))]
-        self._kept[key] = self._clock() + min(max(answer.ttl, MIN_KEEP), MAX_KEEP), answer
+        self._kept[key] = self._clock() + min(answer.ttl, MAX_KEEP), answer
 
     def _look_at_conf(self) -> None:
         """Take on a resolv.conf that has changed. One that is gone changes nothing: it is probably being replaced."""
@@ -310,7 +312,7 @@ def read_reply(reply: dns.message.Message, kind: Kind) -> tuple[Answer, str]:
     if chain.answer is not None:
         return Answer(State.FOUND, _records(chain.answer, kind), ttl=float(chain.minimum_ttl)), ""
     authority = {found.rdtype for found in reply.authority}
-    ttl = float(chain.minimum_ttl) if dns.rdatatype.SOA in authority else MIN_KEEP  # RFC 2308 section 5
+    ttl = float(chain.minimum_ttl) if dns.rdatatype.SOA in authority else 0.0  # RFC 2308 section 5
     if reply.rcode() == dns.rcode.NXDOMAIN:  # of the last name of the chain (RFC 6604 section 3)
         return Answer(State.NO_NAME, ttl=ttl), ""
     if chain.cnames and not authority:  # the server has not looked at where the alias leads
