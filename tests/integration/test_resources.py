@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from io import RawIOBase
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,12 @@ class SmallSpool:
         os.mkdir(directory)
         if inodes:
             with pytest.raises(OSError, match="No space left"):
-                for number in itertools.count():
-                    Path(f"{directory}/{number}").touch()
+                make_files(directory)
             return
         with open(f"{directory}/1", "wb", buffering=0) as file:
             for size in (1024 * 1024, 512):  # the last pages too
                 with pytest.raises(OSError, match="No space left"):
-                    while True:
-                        file.write(bytes(size))
+                    write_for_ever(file, bytes(size))
 
     def empty(self) -> None:
         directory = f"{self.inside}{self._host.paths.spool}/filler"
@@ -71,6 +70,16 @@ class SmallSpool:
     def close(self) -> None:
         self.holder.kill()
         self.holder.communicate()
+
+
+def make_files(directory: str) -> None:
+    for number in itertools.count():
+        Path(f"{directory}/{number}").touch()
+
+
+def write_for_ever(file: RawIOBase, data: bytes) -> None:
+    while True:
+        file.write(data)
 
 
 @pytest.fixture
