@@ -2,9 +2,9 @@
 
     async with FakeMilter(path, answers) as filter: ... filter.heard ...
 
-`answers` is asked for each command with (letter, data) and gives the packets to send, or an act: CLOSE, SILENT. Silence
-costs no time: on a JumpingLoop the clock goes on by as much as anybody might wait. Nothing in it knows the code under
-test: packets are built and cut here by hand.
+`answers` is asked for each command with (letter, data) and gives the packets to send, or an act: CLOSE, SILENT, WAIT.
+Time costs nothing: on a JumpingLoop the clock goes on by as much as anybody might wait, at WAIT by `wait` seconds.
+Nothing in it knows the code under test: packets are built and cut here by hand.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-CLOSE, SILENT = b"<close>", b"<silent>"  # also behind packets
+CLOSE, SILENT, WAIT = b"<close>", b"<silent>", b"<wait>"  # the first two also behind packets, the last between them
 LONGER_THAN_ANYBODY_WAITS = 100_000.0  # seconds
 CONTINUE = struct.pack("!I", 1) + b"c"
 
@@ -72,6 +72,7 @@ class FakeMilter:
         self.answers = answers
         self.heard: list[tuple[bytes, bytes]] = []
         self.connections = 0
+        self.wait = 1.0
         self._open = 0
         self._ended = asyncio.Event()
 
@@ -108,7 +109,12 @@ class FakeMilter:
                 found = await reader.readexactly(length)
                 self.heard.append((found[:1], found[1:]))
                 answer = self.answers(found[:1], found[1:])
-                writer.write(answer.removesuffix(CLOSE).removesuffix(SILENT))
+                first, *others = answer.removesuffix(CLOSE).removesuffix(SILENT).split(WAIT)
+                writer.write(first)
+                for other in others:
+                    jump(self.wait)
+                    await asyncio.sleep(0.001)  # for those whose time is up, to notice
+                    writer.write(other)
                 await writer.drain()
                 if answer.endswith(SILENT):
                     jump(LONGER_THAN_ANYBODY_WAITS)

@@ -13,7 +13,7 @@ from pysendmail.net.milter import CONTINUE, HELD, LONGEST, Limits, NewBody
 from pysendmail.net.milter_chain import FAILED, Chain, Terms, body_chunks
 from pysendmail.smtp.milter_replies import DEFERRED, REJECTED, Answer, Verdict
 from pysendmail.smtp.reply import reply
-from tests.tools.fakemilter import CLOSE, SILENT, FakeMilter, agreement, by_letter, jump, packet, run_jumping
+from tests.tools.fakemilter import CLOSE, SILENT, WAIT, FakeMilter, agreement, by_letter, packet, run_jumping
 
 TRACE = b"Received: by mx.example id X\n"
 HEAD = b"From: a@example.org\nSubject: one\n two\nX-Tight:v\n"
@@ -46,13 +46,14 @@ async def whole(chain: Chain, draft: Draft = DRAFT) -> tuple[Answer, Draft]:
 
 
 def run(tmp_path: Path, answers: list[Any], play: Play = whole, *, on_failure: str = "tempfail",
-        max_body: int = 10_000_000) -> tuple[Any, list[FakeMilter], list[str]]:
+        max_body: int = 10_000_000, wait: float = 1.0) -> tuple[Any, list[FakeMilter], list[str]]:
     """(what play returned, the filters, the log)."""
     notes: list[str] = []
 
     async def session() -> tuple[Any, list[FakeMilter]]:
         filters = [FakeMilter(str(tmp_path / str(n)), one) for n, one in enumerate(answers)]
         for one in filters:
+            one.wait = wait
             if one.answers is not None:
                 await one.__aenter__()
         terms = Terms(tuple(one.endpoint for one in filters), on_failure, Limits(TIMEOUT, max_body, str(tmp_path)))
@@ -307,39 +308,15 @@ def test_a_filter_that_comes_back_is_told_everything(tmp_path: Path) -> None:
     assert one.letters() == "OCHMR" + "OCHMRTLLLNBEQ"
 
 
-def test_a_busy_filter_has_its_time_again(tmp_path: Path) -> None:
-    """Progress is an answer as far as patience goes, but not for ever."""
-    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            try:
-                length = int.from_bytes(await reader.readexactly(4), "big")
-                letter = (await reader.readexactly(length))[:1]
-            except (asyncio.IncompleteReadError, ConnectionError):
-                writer.close()
-                return
-            if letter == b"O":
-                writer.write(agreement(options=0x37F))  # it wants nothing but the end
-            elif letter == b"E":
-                for _ in range(turns):
-                    jump(TIMEOUT * 0.8)
-                    writer.write(packet(b"p"))
-                    await asyncio.sleep(0.001)
-                writer.write(packet(b"c"))
+@pytest.mark.parametrize(("turns", "is_in_time"), [(10, True), (int(LONGEST / TIMEOUT / 0.8) + 2, False)])
+def test_a_busy_filter_has_its_time_again_but_not_for_ever(tmp_path: Path, turns: int, is_in_time: bool) -> None:
+    async def play(chain: Chain) -> Answer:
+        return (await whole(chain))[0]
 
-    async def session() -> tuple[Answer, list[str]]:
-        notes: list[str] = []
-        server = await asyncio.start_unix_server(busy, str(tmp_path / "busy"))
-        terms = Terms((f"unix:{tmp_path}/busy",), "tempfail", Limits(TIMEOUT, 1000, str(tmp_path)))
-        chain = Chain(terms, {}, notes.append)
-        answer, _ = await whole(chain)
-        chain.close()
-        server.close()
-        return answer, notes
-
-    turns = 10
-    assert run_jumping(session()) == (CONTINUE, [])
-    turns = int(LONGEST / TIMEOUT / 0.8) + 2
-    assert run_jumping(session()) == (FAILED["tempfail"], [f"Milter (unix:{tmp_path}/busy): no answer in time"])
+    answers = by_letter({b"E": (WAIT + packet(b"p")) * turns + packet(b"c")})
+    answer, _, notes = run(tmp_path, [answers], play, wait=TIMEOUT * 0.8)
+    assert answer == (CONTINUE if is_in_time else FAILED["tempfail"])
+    assert notes == ([] if is_in_time else [f"Milter (unix:{tmp_path}/0): no answer in time"])
 
 
 def test_who_gives_up_waiting_leaves_no_answer_behind(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Libraries that need not be installed, and DNS for those of them that block.
+
+SPF and DKIM are others' work: Debian's python3-spf, python3-dkim, python3-authres and python3-publicsuffix2. They are
+looked for when they are needed; what is missing is not checked. They wait for DNS wherever they are, so they run in
+worker threads only, and what they ask goes to the resolver of the process (net/resolver.py): one cache, one place for
+limits, one place that tests replace. An answer that is not there within LIMIT is trouble, never "no such record".
+"""
+
+import asyncio
+import concurrent.futures
+import importlib
+from functools import cache
+from typing import Any
+
+from ..net.resolver import Answer, Kind, Resolver, State
+
+LIMIT = 20.0  # seconds for one answer, as RFC 7208 section 4.6.4 has it for a whole check
+
+
+@cache
+def find(name: str) -> Any | None:
+    """The module of that name, None if it cannot be had."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+class Lookups:
+    """DNS for a worker thread. loop: where the resolver lives; it must not be the caller's."""
+
+    def __init__(self, resolver: Resolver, loop: asyncio.AbstractEventLoop, limit: float = LIMIT) -> None:
+        self._resolver = resolver
+        self._loop = loop
+        self._limit = limit
+
+    def ask(self, name: str, kind: Kind) -> Answer:
+        """Waits."""
+        try:
+            asking = asyncio.run_coroutine_threadsafe(self._resolver.lookup(name, kind), self._loop)
+        except RuntimeError:  # the loop has ended, and the process is about to
+            return Answer(State.TROUBLE, words="the resolver has ended")
+        try:
+            return asking.result(self._limit)
+        except (TimeoutError, concurrent.futures.CancelledError):
+            asking.cancel()
+            return Answer(State.TROUBLE, words=f"no answer from DNS about {name} within {self._limit:g} seconds")
+
+    def text(self, name: str) -> tuple[list[bytes], bool]:
+        """(the TXT records of a name, whether that is all there is to know)."""
+        answer = self.ask(name, Kind.TXT)
+        return [value.encode("latin-1") for _, value in answer.records], answer.state is not State.TROUBLE

@@ -1,0 +1,101 @@
+"""Authentication-Results: what this host has found out about who a message is from, for readers and filters to believe.
+
+A reader believes every such field that bears our name. So one that a message brings along with our name is a forgery,
+and is removed, also where its name is in a comment's company or cannot be read with certainty; others' fields stay. The
+field that is written is put together by the library authres (Debian: python3-authres), from values that are strangers'
+text and are made harmless here first. It is put above everything else, our own Received included. RFC 8601.
+"""
+
+from collections.abc import Sequence
+
+from ..mail import headers
+from ..mail.envelope import raw
+from ..mail.outcome import one_line
+from .dkim import DkimResult
+from .dmarc import DmarcResult
+from .libraries import find
+from .spf import SpfResult
+
+NAME = b"authentication-results"
+MAX_VALUE = 255  # characters of a domain or an address in the field
+WIDTH = 76  # characters of a line, where it can be folded
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-/=?^_`{|}~.@")
+_COMMENT = frozenset(" ,:") | (_PLAIN - frozenset("%"))
+
+
+def is_available() -> bool:
+    return find("authres") is not None
+
+
+def without_forged(head: bytes, hostname: str) -> bytes:
+    """The header without such fields that bear our name. The same object if there is none."""
+    name = raw(hostname).lower()
+    forged = [(start, end) for found, start, end in headers.scan(head)[0]
+              if found == NAME and _bears(head[start:end], name)]
+    if not forged:
+        return head
+    kept, done = [], 0
+    for start, end in forged:
+        kept.append(head[done:start])
+        done = end
+    return b"".join([*kept, head[done:]])
+
+
+def _bears(field: bytes, name: bytes) -> bool:
+    """Whether a reader might take this field for one of the host with this name: it is one of the words in front of
+    the first semicolon."""
+    words = field.partition(b":")[2].partition(b";")[0].lower()
+    for mark in b'()"\\\r\n\t/':
+        words = words.replace(bytes((mark,)), b" ")
+    return name in words.split() or name.rstrip(b".") in [word.rstrip(b".") for word in words.split()]
+
+
+def field(hostname: str, spf: SpfResult | None, dkim: Sequence[DkimResult] | None, dmarc: DmarcResult | None) -> bytes:
+    """The field with its LF; None: that was not checked. b"" if nothing was."""
+    library = find("authres")
+    if library is None:
+        return b""
+    found = []
+    if spf is not None:
+        where = {"smtp_helo" if spf.is_helo else "smtp_mailfrom": _plain(spf.domain)} if spf.domain else {}
+        found.append(library.SPFAuthenticationResult(result=spf.result, result_comment=_comment(spf.words), **where))
+    if dkim is not None:
+        found += [library.DKIMAuthenticationResult(
+            result=one.result, result_comment=_comment(one.words), header_d=_plain(one.domain) or None,
+            header_s=_plain(one.selector) or None) for one in dkim]
+        if not dkim:
+            found.append(library.DKIMAuthenticationResult(result="none"))
+    if dmarc is not None:
+        make = find("authres.dmarc")
+        if make is not None:
+            found.append(make.DMARCAuthenticationResult(
+                result=dmarc.result, result_comment=f"p={dmarc.policy}" if dmarc.policy else None,
+                header_from=_plain(dmarc.domain) or None))
+    if not found:
+        return b""
+    return _folded(str(library.AuthenticationResultsHeader(authserv_id=hostname, results=found)))
+
+
+def _plain(value: str) -> str:
+    """A domain or address that needs no quotes and holds no line end."""
+    return "".join(c if c in _PLAIN else "?" for c in value[:MAX_VALUE])
+
+
+def _comment(words: str) -> str | None:
+    return "".join(c if c in _COMMENT else "?" for c in one_line(words)) or None
+
+
+def _folded(line: str) -> bytes:
+    """One result a line; what is too long for that as well, word by word."""
+    lines = []
+    for part in line.split("; "):
+        current = ""
+        for word in part.split(" "):
+            if current and len(current) + len(word) > WIDTH:
+                lines.append(current)
+                current = word
+            else:
+                current = f"{current} {word}" if current else word
+        lines.append(current + ";")
+    return raw("\n\t".join(lines).removesuffix(";")) + b"\n"
