@@ -1,0 +1,102 @@
+"""What can be found out about who a stranger's message is from: SPF, DKIM and DMARC together, off the loop.
+
+    found = await checks.find(client, helo, draft)
+    found.field       the Authentication-Results field to put on top, b"" = nothing was checked
+    found.refusal     the reply instead of 250, where the domain in From wants that and so do we
+
+The libraries wait and compute, so they run in WORKERS threads, each of which holds one message of a bounded size; the
+loop never does. Who has to wait too long for them gets "nothing was found out", which refuses nobody. `dmarc_reject`
+refuses what fails by the policy "reject" of its domain, as its share of mail ("pct") says.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ..mail.changes import Draft
+from ..net.resolver import Resolver
+from ..smtp.reply import Reply, reply
+from . import Client, dkim, dmarc, results, spf
+from .dmarc import DmarcResult
+from .libraries import Lookups
+
+WORKERS = 4
+LIMIT = 60.0  # seconds for one message, the time until a worker is free included
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """words: one line for the log."""
+
+    field: bytes = b""
+    refusal: Reply | None = None
+    words: str = ""
+
+
+def are_available() -> bool:
+    """Whether anything can be checked here."""
+    return results.is_available() and (spf.is_available() or dkim.is_available())
+
+
+class Checks:
+    """hostname: ours, by which readers know the field. chance: 0 <= chance() < 1, for policies that want a share."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, resolver: Resolver, hostname: str, *, dmarc_reject: bool,
+                 chance: Callable[[], float]) -> None:
+        self._loop = loop
+        self._lookups = Lookups(resolver, loop)
+        self._hostname = hostname
+        self._rejects = dmarc_reject
+        self._chance = chance
+        self._pool = ThreadPoolExecutor(WORKERS, "auth")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def find(self, client: Client, draft: Draft) -> Findings:
+        """client: with an address, and no friend of ours."""
+        try:
+            return await asyncio.wait_for(
+                self._loop.run_in_executor(self._pool, self._find, client, draft), LIMIT)
+        except TimeoutError:
+            return Findings(words="authentication: no result in time")
+
+    def _find(self, client: Client, draft: Draft) -> Findings:
+        """In a worker."""
+        envelope, text = draft.envelope, draft.text
+        by_spf = by_dkim = by_dmarc = None
+        passed: list[tuple[str, bool]] = []
+        if spf.is_available():
+            by_spf = spf.check(client.address, envelope.sender, envelope.origin.helo, self._hostname, self._lookups)
+            passed += [(by_spf.domain, False)] if by_spf.result == "pass" else []
+        if dkim.is_available():
+            by_dkim = dkim.check(text.head, self._body(draft), self._lookups)
+            passed += [(one.domain, True) for one in by_dkim if one.result == "pass"]
+        if by_spf is not None and by_dkim is not None:
+            by_dmarc = dmarc.check(dmarc.from_domain(text.head), passed, self._lookups)
+            is_unsure = by_spf.result == "temperror" or any(one.result in ("temperror", "neutral") for one in by_dkim)
+            if by_dmarc.result == "fail" and is_unsure:  # what could not be found out might have been a pass
+                by_dmarc = DmarcResult("temperror", by_dmarc.domain, by_dmarc.policy)
+        words = [f"spf={by_spf.result}"] if by_spf is not None else []
+        words += [f"dkim={one.result} ({one.domain})" for one in by_dkim or ()]
+        words += [f"dmarc={by_dmarc.result} ({by_dmarc.domain})"] if by_dmarc is not None else []
+        return Findings(results.field(self._hostname, by_spf, by_dkim, by_dmarc), self._refusal(by_dmarc),
+                        "authentication: " + ", ".join(words))
+
+    def _body(self, draft: Draft) -> bytes:
+        """The body; of one that is too large to be checked, so much that this shows."""
+        pieces, size = [], 0
+        for piece in draft.text.body():
+            pieces.append(piece)
+            size += len(piece)
+            if size > dkim.MAX_MESSAGE:
+                break
+        return b"".join(pieces)
+
+    def _refusal(self, found: DmarcResult | None) -> Reply | None:
+        if found is None or not self._rejects or found.result != "fail" or found.policy != "reject":
+            return None
+        if self._chance() * 100 >= found.percent:
+            return None
+        return reply(550, "5.7.1", f"the policy of {found.domain} (DMARC) does not permit this message")
