@@ -6,6 +6,7 @@ gone. SIGTERM lets the deliveries that are out come back first.
 """
 
 import asyncio
+import os
 import random
 import signal
 import socket
@@ -85,9 +86,15 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
         one.setblocking(False)
     loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, local, relays, end)
 
+    name = _status(paths.mailname)
+
     def woken() -> None:
         doors.drain(sockets.wake)
-        runner.wake()
+        if _status(paths.mailname) == name:
+            runner.wake()
+        elif not runner.is_stopping:  # what is in the drop is for a runner that knows the new name
+            runner.is_stopping = True
+            _tell(sockets.link, {"reload": True})
 
     loop.add_reader(sockets.wake.fileno(), woken)
 
@@ -133,6 +140,15 @@ def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, use
     ids = queue_id.Ids(WRITER, time.time, taken)
     intake = Intake(paths, queue, ids, users, config, router, events, time.time, runner.shares.is_used_up)
     return runner, intake, local, relays
+
+
+def _status(path: str) -> tuple[int, int, int]:
+    """What tells a file that has changed from the one that was looked at before."""
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 def _tell(link: socket.socket, value: dict[str, object]) -> None:

@@ -145,7 +145,7 @@ class Supervisor:
         self.runner = Runner(pid, ours, now, now)
         services = {"relay": spawner.Service(self.relay_user, self._prepare_relay)}
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
-                                      self._ready, self._beat, services, log_descriptors(self.log))
+                                      self._ready, self._beat, self._renamed, services, log_descriptors(self.log))
 
     def _prepare_relay(self) -> Callable[[socket.socket], None]:
         """In the child that becomes a relay: read the secrets, which are for it alone, while it still can.
@@ -288,6 +288,16 @@ class Supervisor:
             self.service.tell("READY=1", "STATUS=settings are broken, running with the old ones")
             return
         self.log(NOTICE, "restarting the runner due to SIGHUP")
+        self._stop_runner()
+        self.listeners.use(self.settings)
+
+    def _renamed(self) -> None:
+        """The runner has seen that the mail name has changed, and takes in nothing more: replace it in any case."""
+        try:
+            self.settings = load(self.paths, self.log)
+        except config.ConfigError as problem:
+            self.log(ERROR, f"SYSERR(root): settings are not changed: {problem.problems[0]}")
+        self.log(NOTICE, f"restarting the runner due to a change of {self.paths.mailname}")
         self._stop_runner()
         self.listeners.use(self.settings)
 

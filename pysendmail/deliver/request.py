@@ -3,6 +3,7 @@ fork.
 
 runner -> spawner   {"agent": "alice", "n": 7}          I need an agent for this user
                     {"ready": true}, {"beat": true}      signs of life for the service manager
+                    {"reload": true}                     the mail name has changed
                     {"end": PID}                         this agent is stuck
 spawner -> runner   {"n": 7, "pid": 4711} + a socket     here it is
                     {"n": 7, "error": OUTCOME}           why not: "no such user" is 5.1.1, anything else 4.x.x

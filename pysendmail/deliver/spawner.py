@@ -37,7 +37,7 @@ class Service:
 
 @dataclass(slots=True)
 class Spawner:
-    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat: what its signs of life do.
+    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat, on_reload: what its words do.
 
     services: by the name under which the runner asks for them. agents: the children, by pid.
     """
@@ -48,6 +48,7 @@ class Spawner:
     link: socket.socket
     on_ready: Callable[[], None]
     on_beat: Callable[[], None]
+    on_reload: Callable[[], None] = lambda: None
     services: dict[str, Service] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()  # descriptors that a log needs
     agents: dict[int, str] = field(default_factory=dict)
@@ -73,6 +74,8 @@ class Spawner:
             self.on_ready()
         elif "beat" in value:
             self.on_beat()
+        elif "reload" in value:
+            self.on_reload()
         elif isinstance(value.get("end"), int) and value["end"] in self.agents:
             os.kill(value["end"], signal.SIGKILL)
         elif isinstance(value.get("n"), int):
