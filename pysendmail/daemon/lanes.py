@@ -1,10 +1,11 @@
 """Who may use how many connections to other hosts: lanes, slots and their fair sharing. No sockets, no processes.
 
 A lane holds the shipments for one destination. Its slots are the connections that it has been given; its width is how
-many it could use: more while the destination takes mail, fewer when conversations break. All lanes together have
-`most` slots. Lanes that have shipments but no slot queue for one; while somebody queues, a lane gives one up after
-TURN answers, so that nobody with much mail keeps out those with little. Lanes that have heard nothing for
-SILENT_AFTER do not count, so that slow hosts keep out nobody either; OVERCOMMIT bounds what that can lead to.
+many it could use: one more with each message that goes well, once a conversation has broken one more in each round of
+them, and fewer when conversations break. All lanes together have `most` slots. Lanes that have shipments but no slot
+queue for one; while somebody queues, a lane gives one up after TURN answers, so that nobody with much mail keeps out
+those with little. Lanes that have heard nothing for SILENT_AFTER do not count, so that slow hosts keep out nobody
+either; OVERCOMMIT bounds what that can lead to.
 """
 
 from collections import deque
@@ -26,7 +27,7 @@ class Lane(Generic[Job]):
     """sent: shipments that are with a relay. moved: when it last had an answer, or its first shipment went out.
 
     turn: answers since somebody last had a slot of it. grown: good answers since its width changed. rough: broken
-    conversations since one that was not. narrow: one shipment at a time, whatever its width (a probe).
+    conversations since one that was not. is_careful: one has broken. narrow: one shipment at a time, whatever its width (a probe).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Lane(Generic[Job]):
     turn: int = 0
     grown: int = 0
     rough: int = 0
+    is_careful: bool = False
     is_narrow: bool = False
     is_queued: bool = False
     is_silent: bool = False
@@ -111,15 +113,17 @@ class Lanes(Generic[Job]):
             self._change(lane, -1)
 
     def widen(self, lane: Lane[Job]) -> None:
-        """A conversation went well: another connection after as many of those as there are connections."""
+        """A conversation went well: another connection; once one has broken, after as many of those as there are
+        connections."""
         lane.rough = 0
         lane.grown += 1
-        if lane.grown >= lane.width and lane.width < self._most_each:
+        if (not lane.is_careful or lane.grown >= lane.width) and lane.width < self._most_each:
             lane.width, lane.grown = lane.width + 1, 0
 
     def narrow(self, lane: Lane[Job]) -> None:
         """A conversation broke."""
         lane.rough += 1
+        lane.is_careful = True
         lane.width, lane.grown = max(1, lane.width - 1), 0
         if lane.slots > lane.width:
             self._change(lane, -1)

@@ -38,10 +38,20 @@ def test_width_grows_while_conversations_go_well_up_to_the_limit() -> None:
     for _ in range(30):
         lanes.widen(lane)
         widths.append(lane.width)
-    assert widths[:3] == [2, 3, 3]
+    assert widths[:5] == [3, 4, 5, 5, 5]
     assert widths[-1] == 5
     lanes.provide(lane)
     assert lane.slots == 5
+
+
+def test_width_grows_slowly_once_a_conversation_has_broken() -> None:
+    lanes: Lanes[int] = Lanes(20, 5)
+    lane, widths = lane_with(lanes, "a", 100), []
+    lanes.narrow(lane)
+    for _ in range(9):
+        lanes.widen(lane)
+        widths.append(lane.width)
+    assert widths == [2, 2, 3, 3, 3, 4, 4, 4, 4]
 
 
 def test_width_shrinks_when_conversations_break_but_never_to_nothing() -> None:
@@ -84,7 +94,7 @@ def test_nobody_grows_while_others_queue() -> None:
     lanes.widen(a)
     lanes.remove(b)
     lanes.provide(a)
-    assert (a.width, a.slots) == (3, 2)
+    assert (a.width, a.slots) == (4, 2)
     assert lanes.next_served() is c
 
 
