@@ -30,6 +30,7 @@ from ..mail.outcome import deferred
 from ..net import hosts, tls
 from ..net.hosts import Found, Place, Surroundings
 from ..net.resolver import Resolver
+from ..route import own
 from ..route.router import Router, normal_domain
 from ..smtp.client import TIMEOUTS
 from ..smtp.opening import Options, Tls
@@ -101,16 +102,15 @@ class Relay:
 
     def _look_around(self, config: Config) -> Surroundings:
         world = self._world
-        listening = [hosts.endpoint_address(one.address) for one in config.listeners if one.profile == "smtp"]
-        is_own = hosts.own_addresses(listening) if world.loopback_is_own else lambda _: False
+        is_own = own.is_own_for(config) if world.loopback_is_own else lambda _: False
         return Surroundings(self._hostname, is_own, random.shuffle, config.relay.ipv6, world.smtp_port,
                             lambda: self._resolver.search, world.hosts_file)
 
     def _make_means(self, config: Config) -> Means:
         router = Router(config)
-        own = router.same_as("")
+        names = router.same_as("")
         masquerade = Masquerade(config.relay.masquerade,
-                                lambda domain: router.is_local(domain) or normal_domain(domain) in own)
+                                lambda domain: router.is_local(domain) or normal_domain(domain) in names)
         return Means(self._find, self._terms, self._opened, self._failed, self._is_avoided, self._answer,
                      masquerade.sender, masquerade.header if masquerade else None, self._world.idle)
 
@@ -225,7 +225,7 @@ class Relay:
         """How to talk at a place. What a DANE record or an MTA-STS policy would ask for belongs here."""
         peer = Peer(place.name, place.address)
         is_smarthost = place.given in self._relay.smarthost
-        is_near = place.port == 0 or hosts.is_loopback(place.address)
+        is_near = place.port == 0 or own.is_loopback(place.address)
         policy = tls.Policy(self._relay.tls) if is_smarthost else tls.Policy.MAY
         usage = Tls.MAY if policy is tls.Policy.MAY else Tls.MUST
         if (place.is_lmtp and is_near) or (usage is Tls.MAY and self._is_in_the_clear(place)):

@@ -10,13 +10,13 @@ and addresses on which no other host can be are not used. RFC 5321 sections 2.3.
 """
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 from ..config import is_domain, split_endpoint
 from ..mail.outcome import Outcome, deferred, failed
+from ..route.own import UNIX
 from ..smtp import grammar
 from .resolver import Answer, Kind, Lookup, State
 
@@ -25,7 +25,6 @@ MAX_NAMES = 20  # MX hosts that are looked at
 MAX_PLACES = 10  # addresses that are found for one destination
 MAX_HOSTS_FILE = 256 * 1024  # bytes of /etc/hosts
 LMTP = "lmtp:"
-UNIX = "unix:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +182,6 @@ def _usable(domain: str, places: list[Place], here: Surroundings) -> Found:
     return usable or failed("5.4.4", f"{domain} is no address of a host")
 
 
-def is_loopback(address: str) -> bool:
-    """Whether this is ourselves under any circumstances: loopback, "any", and what IPv6 makes of them."""
-    found: IPv4Address | IPv6Address = ip_address(address)
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return found.is_loopback or found.is_unspecified
-
-
 def _to_ascii(domain: str) -> str:
     """A-labels for DNS (RFC 5890); the name as it is where it has none, and then it is no domain."""
     return grammar.to_ascii(f"x@{domain}")[2:]
@@ -266,39 +257,3 @@ def in_hosts_file(data: bytes, name: str) -> list[str]:
         if name.lower() in map(str.lower, names) and is_usable(address):
             found.append(address)
     return found
-
-
-# ---- whose address is whose
-
-
-def own_addresses(listening: Sequence[str]) -> Callable[[str], bool]:
-    """Whether an address is this host, as far as mail is concerned. listening: addresses on which it takes SMTP.
-
-    A host that listens on loopback only may have another mail server at its own address (a container, a forwarded
-    port).
-    """
-    everywhere = any(address and ip_address(address).is_unspecified for address in listening)
-
-    def is_own(address: str) -> bool:
-        if is_loopback(address) or address in listening:
-            return True
-        return everywhere and _is_bindable(address)
-    return is_own
-
-
-def endpoint_address(listen: str) -> str:
-    """The address in a listener's "address:port", "" for a path."""
-    return "" if listen.startswith(UNIX) else split_endpoint(listen)[0]
-
-
-def _is_bindable(address: str) -> bool:
-    """Whether an interface of this host has the address: only then can a socket be bound to it."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
-
-

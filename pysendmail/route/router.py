@@ -1,6 +1,7 @@
 """Which names are this host, how an address comes apart, and where mail for others goes next.
 
-Pure: settings in, answers out; DNS is the relay's business.
+Pure: settings in, answers out, but for address literals, where the kernel knows which are ours; DNS is the relay's
+business.
 
 An address is a str without angle brackets: local part, quoted where it has to be, "@", domain; or a local part alone.
 Domains are compared without regard to case and to a dot at their end. The percent hack and bang paths are letters like
@@ -14,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ..config import Config
 from ..users import fold, is_text
+from . import own
 
 MAX_ADDRESS = 1000  # characters; RFC 5321 wants 320, and whoever sends more gets an answer instead of a search
 MAX_LOCAL = 512  # characters of a local part; RFC 5321 wants 64, VERP and SRS make longer ones
@@ -51,13 +53,18 @@ class Router:
         self.delimiters = config.local.recipient_delimiter
         self._own = frozenset(("localhost", "localhost.localdomain", self.hostname, self.hostname.partition(".")[0],
                                self.mailname))
+        self._is_own = own.is_own_for(config)
         self._transport = dict(config.relay.transport)
         self._smarthost = config.relay.smarthost
 
     def is_local(self, domain: str) -> bool:
         """Whether mail for this domain, or address literal, is for users of this host."""
         domain = normal_domain(domain)
-        return domain in self.local_domains or (domain.startswith("[") and _is_loopback(domain))
+        return domain in self.local_domains or (domain.startswith("[") and self._is_own_literal(domain))
+
+    def _is_own_literal(self, domain: str) -> bool:
+        address = _literal(domain)
+        return address is not None and self._is_own(str(address))
 
     def same_as(self, domain: str) -> frozenset[str]:
         """The domains that mean the same place: all names of this host if it is one of them, else only itself."""
@@ -169,8 +176,3 @@ def _literal(domain: str) -> IPv4Address | IPv6Address | None:
         return IPv6Address(inside[5:]) if inside[:5].lower() == "ipv6:" else IPv4Address(inside)
     except ValueError:
         return None
-
-
-def _is_loopback(domain: str) -> bool:
-    address = _literal(domain)
-    return address is not None and address.is_loopback

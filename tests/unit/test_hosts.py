@@ -10,6 +10,7 @@ from pysendmail.mail.outcome import Outcome
 from pysendmail.net import hosts
 from pysendmail.net.hosts import Place, Surroundings
 from pysendmail.net.resolver import Answer, Kind, State
+from pysendmail.route import own
 
 OWN = {"198.51.100.1", "2001:db8::1"}
 
@@ -24,7 +25,7 @@ def find(table: dict[tuple[str, str], Any], domain: str = "x.example", named: tu
         if found is None:
             return Answer(State.NO_DATA if any(name == known for known, _ in table) else State.NO_NAME)
         return Answer(State.FOUND, tuple(found if kind is Kind.MX else ((0, address) for address in found)))
-    settings = {"hosts_file": "/nonexistent", "is_own": lambda a: a in OWN or hosts.is_loopback(a),
+    settings = {"hosts_file": "/nonexistent", "is_own": lambda a: a in OWN or own.is_loopback(a),
                 "shuffle": lambda names: None} | here
     return asyncio.run(hosts.find(domain, named, lookup, Surroundings("us.example", **settings)))
 
@@ -170,28 +171,6 @@ def test_etc_hosts_counts_for_hosts_of_the_settings(tmp_path: Path) -> None:
     assert shown(find({}, named=("relay:26",), hosts_file=str(file))) == [
         "relay 192.0.2.4 26", "relay 2001:db8:a::4 26"]
 
-
-@pytest.mark.parametrize(("listening", "address", "expected"), [
-    ([], "127.0.0.1", True), ([], "::1", True), ([], "127.9.9.9", True), ([], "0.0.0.0", True), ([], "::", True),
-    ([], "::ffff:127.0.0.1", True), ([], "192.0.2.1", False), (["192.0.2.1"], "192.0.2.1", True),
-    (["127.0.0.1", "::1"], "192.0.2.1", False),
-    (["0.0.0.0"], "192.0.2.1", False),  # not an address of this host
-    (["::"], "2001:db8:a::1", False), ([""], "192.0.2.1", False),
-])
-def test_whose_address_it_is(listening: list[str], address: str, expected: bool) -> None:
-    assert hosts.own_addresses(listening)(address) is expected
-
-
-def test_a_listener_has_an_address_or_none() -> None:
-    found = [hosts.endpoint_address(one) for one in ("127.0.0.1:25", "[::1]:25", "unix:/run/x")]
-    assert found == ["127.0.0.1", "::1", ""]
-
-
-def test_who_listens_everywhere_is_at_every_address_of_its_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "is_loopback", lambda address: False)  # the only addresses that every host has
-    assert hosts.own_addresses(["0.0.0.0"])("127.0.0.1")
-    assert not hosts.own_addresses(["0.0.0.0"])("192.0.2.1")
-    assert not hosts.own_addresses(["127.0.0.2"])("127.0.0.1")
 
 
 def test_places_know_how_their_connection_begins() -> None:
