@@ -71,11 +71,12 @@ class Copier:
         origin = Origin("command", submitter.uid, submitter.login, protocol=asked.protocol)
         envelope = submission.envelope(asked, found, origin, received_at, self._router.qualify,
                                        self._router.here)
-        fields, header_end, body_at = headers.scan(start[offset:])
-        is_cut = headers.is_cut(start[offset:], fields, body_at)
-        head, hops = self._head(start[offset:offset + header_end], fields, asked, envelope, submitter, is_ascii, is_utf8)
+        text = start[offset:]
+        fields, header_end, body_at = headers.scan(text)
+        is_cut = headers.is_cut(text, fields, body_at)
+        head, hops = self._head(text[:header_end], fields, asked, envelope, submitter, is_ascii, is_utf8)
         envelope = replace(envelope, refusal=self._refusal(hops, size, is_cut=is_cut))
-        body = start[offset + body_at:]
+        body = text[body_at:]
         content: Iterable[bytes] = [head + body]
         if size > len(start) and not is_too_large:
             content = _stream(fd, head + body, len(start), length, record.crc(start[record.FIRST_LENGTH:]), checksum)
