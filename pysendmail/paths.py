@@ -12,8 +12,8 @@ class Paths:
     """Default places below `root` ("" for the installed system). All values are str, without a trailing slash."""
 
     __slots__ = ("aliases", "conf_dir", "control", "drop_new", "drop_tmp", "etc", "intake", "journal", "lock", "mail",
-                 "mailname", "quarantine", "queue", "root", "run", "settings", "shells", "smtp_new", "smtp_tmp", "spool",
-                 "submit", "wake")
+                 "mailname", "quarantine", "queue", "root", "run", "settings", "shells", "smtp_new", "smtp_tmp",
+                 "spool", "submit", "wake")
 
     def __init__(self, root: str = "") -> None:
         self.root = root

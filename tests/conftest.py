@@ -1,7 +1,7 @@
 """What every test gets: a private tree, a time limit, and an end to the processes it left behind.
 
-A test that needs root carries `@pytest.mark.root`. Without root those are left out, and the end of the run says how many;
-they are never skipped one by one, since a skipped test looks like a passed one.
+A test that needs root carries `@pytest.mark.root`. Without root those are left out, and the end of the run says how
+many; they are never skipped one by one, since a skipped test looks like a passed one.
 """
 
 import faulthandler

@@ -132,7 +132,7 @@ class Agent:
         for job in batch:
             target = job.request.target
             if comes_again(job):
-                yield Reply(job.request.n, failed("5.4.6", f"mail for {target.address} goes in circles: it has been here"))
+                yield Reply(job.request.n, failed("5.4.6", f"mail for {target.address} has been here: it loops"))
                 continue
             if target.kind != MAILBOX:
                 others.append(job)

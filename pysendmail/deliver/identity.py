@@ -23,8 +23,8 @@ class NotBecome(Exception):
 
 
 def fork() -> int:
-    """As os.fork, for a child that calls `clean` first: no signal reaches it before that. A handler of its parent's would
-    otherwise run in it, and tell the parent of a signal that was not the parent's."""
+    """As os.fork, for a child that calls `clean` first: no signal reaches it before that. A handler of its parent's
+    would otherwise run in it, and tell the parent of a signal that was not the parent's."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid:
@@ -62,8 +62,8 @@ def clean(keep: set[int]) -> None:
 
 
 def take_errors_for_signals() -> None:
-    """For processes of our own code: writing to somebody who has gone, or beyond RLIMIT_FSIZE, is an OSError to deal with
-    and not the end. What runs commands calls `clean` again, so that those get the signals they expect."""
+    """For processes of our own code: writing to somebody who has gone, or beyond RLIMIT_FSIZE, is an OSError to deal
+    with and not the end. What runs commands calls `clean` again, so that those get the signals they expect."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
 

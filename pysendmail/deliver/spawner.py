@@ -37,7 +37,7 @@ class Service:
 
 @dataclass(slots=True)
 class Spawner:
-    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat, on_reload: what its words do.
+    """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat, on_reload: what it says.
 
     services: by the name under which the runner asks for them. agents: the children, by pid.
     """
