@@ -119,7 +119,7 @@ class Supervisor:
         bin/sendmail sees to that itself; a default ACL (acl(5)) makes it so for everybody. File systems without ACLs
         lack this one safety.
         """
-        # Where a file's sync does not cover its name, submitters have to sync the directory: they must be able to open it.
+        # Where a file's sync does not cover its name, submitters sync the directory, and must be able to open it.
         mode = OPEN_DROP if needs_directory_sync(self.paths.drop_new) else CLOSED_DROP
         for path in (self.paths.drop_tmp, self.paths.drop_new):
             try:
