@@ -10,8 +10,10 @@ A user can stop or stall his own agents but nobody else's mail:
     a lane that is stalled    takes nothing more, and what waits in it is handed back as busy: it is tried again soon,
                               and holds no place among the messages in work meanwhile
     commands                  have half of the places at most, so that mailboxes always have the others
-    all places are taken      what waits for one is handed back as busy; a mailbox agent that has been silent for
-                              CROWDED_AFTER makes room, dead or alive
+    all places are taken      what waits for one is handed back as busy, at once when no place changes hands; a mailbox
+                              agent that has been silent for CROWDED_AFTER makes room, dead or alive
+
+A message to thousands of users makes as many lanes: nothing here looks at all of them but the tick.
 
 An agent that ends with requests unanswered leaves their outcome unknown; they are deferred, and may be duplicated. The
 spawner's silence, a lack of descriptors, a kernel that takes no more of them in flight: all of that means "later".
@@ -34,7 +36,8 @@ MAX_LANES = 50  # agents at once
 WINDOW = 64  # requests an agent has before it has answered
 COMMAND_LANES = 3  # commands of one user at once
 IDLE = 5.0  # seconds an agent is kept without work
-STALLED_AFTER = 5.0  # seconds without an answer, or without a place
+STALLED_AFTER = 5.0  # seconds without an answer, or in which nobody who waits for a place gets one
+PLACE_WITHIN = 30.0  # seconds that a lane may wait for a place while others get theirs
 CROWDED_AFTER = 60.0  # seconds without an answer after which an agent is ended if others need its place
 DEADLINE = 300.0  # seconds without an answer after which it is ended in any case
 COMMAND_GRACE = 60.0  # seconds more than a command's own limit
@@ -89,8 +92,9 @@ class Lane:
     def is_idle(self) -> bool:
         return self.channel is not None and not self.sent and not self.waiting
 
-    def is_stalled(self, now: float) -> bool:
-        return (bool(self.sent) or self.channel is None) and now - self.moved > STALLED_AFTER
+    @property
+    def has_place(self) -> bool:
+        return self.channel is not None or self.asked != 0
 
 
 class Agents:
@@ -105,21 +109,23 @@ class Agents:
         self._events = events
         self._lanes: dict[str, Lane] = {}
         self._asked: dict[int, Lane] = {}
-        self._queue: deque[Lane] = deque()  # lanes without a place yet
+        self._placed: dict[str, Lane] = {}  # lanes that have a place
+        self._queues: tuple[dict[str, Lane], dict[str, Lane]] = ({}, {})  # lanes that wait for one: mailboxes, commands
+        self._placed_at = loop.time()  # when one of these last got it
         self._next = 0
         loop.call_later(TICK, self._tick)
 
     def deliver(self, user: str, job: Job, *, is_slow: bool = False) -> None:
         """Hand over one delivery; job.done is called once, later. is_slow: it runs a command."""
         lane = self._command_lane(user) if is_slow else self._lane(user, user, DEADLINE, WINDOW)
-        if lane.is_stalled(self._loop.time()):
+        if self._is_stalled(lane, self._loop.time()):
             self._loop.call_soon(job.done, Reply(job.request.n, BUSY))
             return
         lane.waiting.append(job)
         if lane.channel is not None:
             self._pump(lane)
-        elif not lane.asked and lane not in self._queue:
-            self._queue.append(lane)
+        elif not lane.asked and lane.name not in self._queues[lane.is_slow]:
+            self._queues[lane.is_slow][lane.name] = lane
             self._place()
 
     def close(self) -> None:
@@ -145,14 +151,17 @@ class Agents:
 
     def _place(self) -> None:
         """Ask for agents for the lanes that wait, as far as there is room."""
-        for lane in list(self._queue):
-            if lane in self._queue and self._has_place(lane):
-                self._queue.remove(lane)
-                self._ask(lane)
+        for queue in self._queues:
+            while queue:
+                lane = next(iter(queue.values()))
+                if not self._makes_room(lane):
+                    break
+                if queue.pop(lane.name, None) is not None:
+                    self._ask(lane)
 
-    def _has_place(self, lane: Lane) -> bool:
+    def _makes_room(self, lane: Lane) -> bool:
         """Whether this lane may have an agent; an idle agent makes room for it."""
-        taken = [one for one in self._lanes.values() if one.channel is not None or one.asked]
+        taken = list(self._placed.values())
         if lane.is_slow and sum(one.is_slow for one in taken) >= max(1, self._most // 2):
             taken = [one for one in taken if one.is_slow]
         elif len(taken) < self._most:
@@ -165,7 +174,8 @@ class Agents:
     def _ask(self, lane: Lane) -> None:
         self._next += 1
         lane.asked, lane.moved = self._next, self._loop.time()
-        self._asked[lane.asked] = lane
+        self._placed_at = lane.moved
+        self._placed[lane.name] = self._asked[lane.asked] = lane
         try:
             self._link.send(request.encode({"agent": lane.user, "n": lane.asked}))
         except OSError as trouble:
@@ -242,7 +252,7 @@ class Agents:
             if job is not None:
                 job.done(reply)
         self._pump(lane)
-        if lane.is_idle and self._queue:
+        if lane.is_idle and any(self._queues):
             self._place()
 
     def _end(self, lane: Lane, outcome: Outcome) -> None:
@@ -254,9 +264,8 @@ class Agents:
         self._asked.pop(lane.asked, None)
         lane.asked = 0
         if self._lanes.get(lane.name) is lane:
-            del self._lanes[lane.name]
-        if lane in self._queue:
-            self._queue.remove(lane)
+            for known in (self._lanes, self._placed, *self._queues):
+                known.pop(lane.name, None)
         lost, lane.sent, lane.waiting = [*lane.sent.values(), *lane.waiting], {}, deque()
         for job in lost:
             job.done(Reply(job.request.n, outcome))
@@ -279,7 +288,7 @@ class Agents:
             self._end(lane, NO_AGENT)
         elif lane.channel is not None and (quiet > lane.deadline or (quiet > CROWDED_AFTER and self._is_needed(lane))):
             self._kill(lane)
-        elif lane.is_stalled(now):
+        elif self._is_stalled(lane, now):
             waiting, lane.waiting = lane.waiting, deque()
             if lane.channel is None and not lane.asked:
                 self._end(lane, BUSY)
@@ -288,9 +297,14 @@ class Agents:
         else:
             self._pump(lane)
 
+    def _is_stalled(self, lane: Lane, now: float) -> bool:
+        if not lane.has_place:
+            return now - max(lane.moved, self._placed_at) > STALLED_AFTER or now - lane.moved > PLACE_WITHIN
+        return (bool(lane.sent) or lane.channel is None) and now - lane.moved > STALLED_AFTER
+
     def _is_needed(self, lane: Lane) -> bool:
         """Whether others wait for the place of a mailbox agent."""
-        return not lane.is_slow and bool(self._queue)
+        return not lane.is_slow and any(self._queues)
 
     def _kill(self, lane: Lane) -> None:
         self._events.warned(f"agent of {lane.user} (pid {lane.pid}) is stuck and is ended")

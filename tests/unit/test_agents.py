@@ -5,6 +5,7 @@ import select
 import socket
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -381,6 +382,47 @@ def test_who_gets_no_place_for_long_is_handed_back(desk: Desk) -> None:
     n = desk.deliver("e")
     desk.loop.advance(agents.STALLED_AFTER + 2)
     assert desk.outcomes[n] is agents.BUSY
+
+
+def test_who_waits_while_others_get_places_waits_longer_but_not_for_ever(desk: Desk) -> None:
+    for user in "abcd":
+        desk.deliver(user)
+    desk.grant()
+    users = [f"u{number}" for number in range(30)]
+    numbers = [desk.deliver(user) for user in users]
+    for _ in range(8):
+        desk.loop.advance(agents.STALLED_AFTER - 1)
+        agent = desk.serving[-1]
+        agent.answer(*agent.requests())
+        desk.loop.run()
+        desk.grant()
+    assert [desk.outcomes.get(n) for n in numbers[:7]] == [SENT] * 7
+    assert [desk.outcomes.get(n) for n in numbers[8:]] == [agents.BUSY] * 22
+
+
+def test_work_for_thousands_of_users_is_linear(desk: Desk) -> None:
+    """One message to a long list of users: each delivery looks at those who have a place, not at all who wait."""
+    looks = 0
+
+    class Watched(agents.Lane):
+        @property
+        def is_slow(self) -> bool:
+            nonlocal looks
+            looks += 1
+            return self.window == 1
+
+    with mock.patch.object(agents, "Lane", Watched):
+        numbers = [desk.deliver(f"u{number}") for number in range(2000)]
+        while len(desk.outcomes) < len(numbers):
+            for agent in desk.grant():
+                agent.answer(*agent.requests())
+            desk.loop.run()
+            for agent in desk.serving:
+                if agent.is_ended:
+                    agent.channel.close()
+            desk.serving = [agent for agent in desk.serving if agent.channel.fileno() >= 0]
+    assert set(desk.outcomes.values()) == {SENT}
+    assert looks < 40 * len(numbers)
 
 
 def test_silent_agent_is_ended_for_those_who_wait_for_its_place(desk: Desk) -> None:
