@@ -145,7 +145,8 @@ class Supervisor:
         self.runner = Runner(pid, ours, now, now)
         services = {"relay": spawner.Service(self.relay_user, self._prepare_relay)}
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
-                                      self._ready, self._beat, self._renamed, services, log_descriptors(self.log))
+                                      self._ready, self._beat, self._renamed, services, log_descriptors(self.log),
+                                      self.settings.limits.agents)
 
     def _prepare_relay(self) -> Callable[[socket.socket], None]:
         """In the child that becomes a relay: read the secrets, which are for it alone, while it still can.

@@ -72,7 +72,7 @@ def serve(channel: socket.socket, user: User, settings: Settings) -> None:
     while True:
         batch, is_open = _receive(channel)
         for reply in agent.deliver(batch):
-            _send(channel, reply.to_packet())
+            _send(channel, packet_of(reply))
         for job in batch:
             os.close(job.fd)
         if not is_open:
@@ -96,6 +96,15 @@ def _receive(channel: socket.socket) -> tuple[list[Job], bool]:
         jobs.append(Job(request, fds[0]))
         size += request.length - request.offset
     return jobs, True
+
+
+def packet_of(reply: Reply) -> bytes:
+    """The reply as the runner reads it: one that is too large for it is put off, with the reason."""
+    packet = reply.to_packet()
+    if len(packet) <= MAX_PACKET:
+        return packet
+    refusal = deferred("4.2.4", f".forward leads to more addresses than fit into {MAX_PACKET} bytes")
+    return Reply(reply.n, refusal).to_packet()
 
 
 def _send(channel: socket.socket, packet: bytes) -> None:

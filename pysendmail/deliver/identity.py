@@ -26,10 +26,13 @@ def fork() -> int:
     """As os.fork, for a child that calls `clean` first: no signal reaches it before that. A handler of its parent's
     would otherwise run in it, and tell the parent of a signal that was not the parent's."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    pid = os.fork()
-    if pid:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pid
+    pid = -1
+    try:
+        pid = os.fork()
+        return pid
+    finally:
+        if pid != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def clean(keep: set[int]) -> None:

@@ -20,7 +20,8 @@ from ..mail.outcome import Outcome, deferred, failed
 from ..users import LookupTrouble, User, Users
 from . import agent, identity, request
 
-MAX_AGENTS = 64  # processes: above the runner's own limit, so that a runner that has lost count cannot fork without end
+SPARE = 14  # processes above the runner's own limit: a runner that has lost count cannot fork without end
+MAX_ENDING = 256  # processes that were killed and have not ended: the kernel waits for a file server, say
 OWN_USERS = frozenset(("_pysendmail", "_pysmtpd", "_pysmrelay"))  # they get no agent: their mail is root's
 
 
@@ -39,7 +40,8 @@ class Service:
 class Spawner:
     """settings: what agents need to know. link: the socket to the runner. on_ready, on_beat, on_reload: what it says.
 
-    services: by the name under which the runner asks for them. agents: the children, by pid.
+    services: by the name under which the runner asks for them. agents: the children, by pid. ending: those that were
+    killed.
     """
 
     users: Users
@@ -51,7 +53,9 @@ class Spawner:
     on_reload: Callable[[], None] = lambda: None
     services: dict[str, Service] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()  # descriptors that a log needs
+    most: int = 50  # agents that the runner may have
     agents: dict[int, str] = field(default_factory=dict)
+    ending: dict[int, str] = field(default_factory=dict)
     is_root: bool = field(default_factory=lambda: os.geteuid() == 0)
     pid: int = field(default_factory=os.getpid)
 
@@ -77,10 +81,16 @@ class Spawner:
         elif "reload" in value:
             self.on_reload()
         elif isinstance(value.get("end"), int) and value["end"] in self.agents:
-            os.kill(value["end"], signal.SIGKILL)
+            self._end(value["end"])
         elif isinstance(value.get("n"), int):
             self._asked(value, value["n"])
         return True
+
+    def _end(self, pid: int) -> None:
+        """Kill an agent. One that cannot die for the time being takes no other's place."""
+        os.kill(pid, signal.SIGKILL)
+        if len(self.ending) < MAX_ENDING:
+            self.ending[pid] = self.agents.pop(pid)
 
     def _asked(self, value: dict[str, object], n: int) -> None:
         """An agent or a service is wanted."""
@@ -105,7 +115,7 @@ class Spawner:
             return
         with ours, theirs:
             try:
-                pid = os.fork()
+                pid = identity.fork()
             except OSError as trouble:
                 self._refuse(answer, f"cannot start a delivery process: {trouble.strerror}")
                 return
@@ -118,14 +128,14 @@ class Spawner:
         self._send({**answer, "error": deferred("4.3.0", reason).to_json()})
 
     def _who(self, name: str) -> tuple[User | None, Outcome]:
-        if len(self.agents) >= MAX_AGENTS:
+        if len(self.agents) >= self.most + SPARE:
             return None, deferred("4.3.0", "too many delivery agents")
-        if name in OWN_USERS:
-            return None, failed("5.1.1", f"{name} takes no mail")
         try:
             user = self.users.lookup(name)
         except LookupTrouble as trouble:
-            return None, deferred("4.3.0", f"cannot look up user {name}: {trouble}")
+            return None, deferred("4.3.0", f"cannot look up user {name}: {trouble.strerror}")
+        if user is not None and user.name in OWN_USERS:  # by the name that was found: "_PYSMRELAY" is _pysmrelay
+            return None, failed("5.1.1", f"{user.name} takes no mail")
         return user, failed("5.1.1", f"no such user: {name}")
 
     def _child(self, name: str, channel: int, serve: Callable[[socket.socket], None]) -> None:
@@ -173,7 +183,7 @@ class Spawner:
                 break
             if pid == 0:
                 break
-            if self.agents.pop(pid, None) is None:
+            if self.agents.pop(pid, None) is None and self.ending.pop(pid, None) is None:
                 others.append((pid, os.waitstatus_to_exitcode(status)))
         return others
 

@@ -121,8 +121,8 @@ def wanted(envelope: Envelope, recipient: Recipient, action: str) -> bool:
 
 
 def is_bulk(head: bytes) -> bool:
-    """Whether this is mass mail, about which nobody is warned of a delay (Precedence: bulk, junk or list)."""
-    return _value(head, b"precedence").lower() in ("bulk", "junk", "list")
+    """Whether this is mass mail, about which nobody is warned of a delay (Precedence: bulk, junk or list; List-Id)."""
+    return _value(head, b"precedence").lower() in ("bulk", "junk", "list") or bool(_value(head, b"list-id"))
 
 
 def report(envelope: Envelope, results: Sequence[Result], original: Original, reporter: Reporter, *,
