@@ -237,10 +237,16 @@ class Session(Connection):
         if refusal is not None:
             self._answer(refusal)
         elif self._opinions.is_examined:
-            judged = self._opinions.judge(arrival.draft())
-            self._wait_for(judged, lambda found: self._judged(arrival, event.size, found))
+            self._wait_for(self._judge(arrival), lambda found: self._judged(arrival, event.size, found))
         else:
             self._commit(arrival, event.size, None)
+
+    async def _judge(self, arrival: Arrival) -> Judgement:
+        try:
+            return await self._opinions.judge(arrival.draft())
+        except Exception:
+            arrival.give_up()  # a fault of ours, for which the client hears 4xx
+            raise
 
     def _judged(self, arrival: Arrival, size: int, found: Judgement) -> None:
         if found.refusal is not None:
