@@ -55,6 +55,19 @@ class Text:
         yield from self.body()
 
 
+def split(start: bytes) -> tuple[bytes, bytes, int]:
+    """(our Received, the message's own fields, where its body begins) of the text of a queue file.
+
+    start: all of it, or more of it than the longest header.
+    """
+    fields, end, body_at = headers.scan(start)
+    if not fields or fields[0][0] != b"received":
+        return b"", start[:end], body_at
+    first = fields[0][2]
+    _, end, body_at = headers.scan(start[first:])
+    return start[:first], start[first:first + end], first + body_at
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A message and whom it is for."""

@@ -1,0 +1,325 @@
+"""The runner's end of examining mail: nothing without the mark "scanned" is delivered while there is a filter.
+
+What a listener has accepted bears the mark. Everything else, whatever door it came by, is first shown to the filters by
+a scanner process (scanner.py): before its recipients are expanded, and again in each attempt until there is a verdict.
+Then one of these is true:
+
+    it passes      a new queue file, with mark and changes, takes the place of the old one (spool/rewriting.py)
+    refused        each recipient gets that outcome; the sender hears of it in a report, as of any other failure
+    tempfail       likewise, and it is tried again; so it is whenever the scanner has failed in any way
+    dropped        it is forgotten, with a line in the log
+    quarantine     it passes, and is held
+
+No crash makes a message pass: the mark is in the file that the filters' changes are in, and comes with them or not at
+all. Reports of our own are not shown to anybody: they consist of what has been looked at, and a filter that refused
+them would make of each refusal another one.
+
+There is one scanner process, asked for when there is something to do and ended when it is idle; one that does not keep
+its own limits is killed. MAX_OUT messages are with it at a time, the others wait here.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..config import Config
+from ..events import Events
+from ..mail.changes import split
+from ..mail.headers import MAX_HEADER
+from ..mail.outcome import Outcome, deferred
+from ..paths import Paths
+from ..spool.queue import Message, Queue
+from ..spool.rewriting import rewrite
+from . import verdict as packets
+from .verdict import NewText, Verdict
+
+MAX_OUT = 20  # messages at a time; every filter has so many connections at most
+IDLE = 60.0  # seconds that a scanner is kept without work
+LIMIT = 900.0  # seconds for one message, however long filters take
+SLOWEST = 100_000.0  # bytes per second; a large message has more time
+TICK = 5.0  # seconds between looks at the clock
+STEADY_AFTER = 10.0  # seconds after which a scanner's end is no longer taken for a failed start
+RESTART_FIRST, RESTART_MOST = 1.0, 60.0  # seconds before a scanner is asked for again
+PIECE = 256 * 1024  # bytes copied at once
+START = 2 * MAX_HEADER  # bytes of a message in which its header ends
+
+GONE = deferred("4.3.0", "the scanner ended without a verdict")
+SLOW = deferred("4.3.0", "the scanner gave no verdict in time")
+NONE = deferred("4.3.0", "mail cannot be scanned now")
+
+_LATER = frozenset((errno.EAGAIN, errno.ETOOMANYREFS))
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What the scanner says of a message. Good only while it is handed over. store: puts the message with all changes
+    in the place of the old one; raises OSError or ValueError, and it has not been scanned then."""
+
+    verdict: Verdict
+    store: Callable[[], None]
+
+
+Done = Callable[[Examined], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """scratch: the file for what is new, -1 = none yet. until: loop time at which the scanner has exceeded its
+    limits."""
+
+    message: Message
+    done: Done
+    n: int = 0
+    scratch: int = -1
+    until: float = 0.0
+
+    def close(self) -> None:
+        if self.scratch >= 0:
+            os.close(self.scratch)
+            self.scratch = -1
+
+
+class Scanning:
+    """ask: a packet to the spawner, {"scan": true, "n": k} or {"end": pid}; may raise OSError. sync_directories: as the
+    queue has it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, paths: Paths, queue: Queue,
+                 ask: Callable[[dict[str, object]], None], events: Events, *, sync_directories: bool = False) -> None:
+        self._loop = loop
+        self._is_on = bool(config.milter.sockets)
+        self._queue = queue
+        self._tmp = f"{paths.queue}/tmp"
+        self._sync_directories = sync_directories
+        self._ask = ask
+        self._events = events
+        self._waiting: deque[_Job] = deque()
+        self._out: dict[int, _Job] = {}
+        self._channel: socket.socket | None = None
+        self._pid = 0
+        self._began = self._moved = 0.0
+        self._asked = 0  # number of the question that is out, 0 = none
+        self._numbers = 0
+        self._not_before = 0.0
+        self._restart = RESTART_FIRST
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def wants(self, message: Message) -> bool:
+        """Whether a message must be examined before anything is done with it."""
+        envelope = message.envelope
+        return self._is_on and not envelope.scanned and envelope.origin.kind != "runner"
+
+    def examine(self, message: Message, done: Done) -> None:
+        """Have a message examined; `done` is called once, later."""
+        self._numbers += 1
+        self._waiting.append(_Job(message, done, self._numbers))
+        self._loop.call_soon(self._pump)
+
+    def close(self) -> None:
+        """Give everything back as not scanned."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._lose(GONE)
+        while self._waiting:
+            self._give_back(self._waiting.popleft(), NONE)
+
+    # ---- the process
+
+    def _pump(self) -> None:
+        """Send what may be out."""
+        if self._ticker is None:
+            self._ticker = self._loop.call_later(TICK, self._tick)
+        while self._waiting and len(self._out) < MAX_OUT:
+            if self._channel is None:
+                self._ask_for_one()
+                return
+            job = self._waiting.popleft()
+            try:
+                self._send(self._channel, job)
+            except OSError as trouble:
+                if trouble.errno in _LATER and self._out:
+                    self._waiting.appendleft(job)
+                    return  # the next verdict makes room
+                job.close()
+                self._give_back(job, deferred("4.3.0", f"cannot be scanned: {trouble.strerror}"))
+
+    def _send(self, channel: socket.socket, job: _Job) -> None:
+        """Raises OSError."""
+        if job.scratch < 0:
+            job.scratch, name = tempfile.mkstemp(prefix=".scan", dir=self._tmp)
+            os.unlink(name)
+        fd = self._queue.open(job.message)
+        try:
+            socket.send_fds(channel, [packets.question(job.message.id, job.n)], [fd, job.scratch])
+        finally:
+            os.close(fd)
+        if not self._out:
+            self._moved = self._loop.time()
+        job.until = self._loop.time() + LIMIT + job.message.length / SLOWEST
+        self._out[job.n] = job
+
+    def _ask_for_one(self) -> None:
+        if self._asked:
+            return
+        if self._loop.time() < self._not_before:
+            self._refuse_all(NONE)
+            return
+        self._numbers += 1
+        self._asked = self._numbers
+        try:
+            self._ask({"scan": True, "n": self._asked})
+        except OSError as trouble:
+            self._refused(deferred("4.3.0", f"no scanner: {trouble.strerror}"))
+
+    def granted(self, value: dict[str, object], fds: list[int]) -> None:
+        """The spawner's answer: the scanner's socket, or why there is none."""
+        is_ours = bool(self._asked) and value.get("n") == self._asked
+        if not is_ours or not fds:
+            for fd in fds:
+                os.close(fd)
+            if is_ours:
+                self._refused(Outcome.from_json(value["error"]) if "error" in value else NONE)
+            return
+        self._asked = 0
+        self._channel = socket.socket(fileno=fds[0])
+        self._channel.setblocking(False)
+        pid = value.get("pid")
+        self._pid = pid if isinstance(pid, int) else 0
+        self._began = self._moved = self._loop.time()
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+        self._pump()
+
+    def _refused(self, outcome: Outcome) -> None:
+        self._asked = 0
+        self._pause()
+        self._refuse_all(outcome)
+
+    def _refuse_all(self, outcome: Outcome) -> None:
+        """Nothing that waits can be scanned now."""
+        waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            self._give_back(job, outcome)
+
+    def _pause(self) -> None:
+        self._not_before = self._loop.time() + self._restart
+        self._restart = min(self._restart * 2, RESTART_MOST)
+
+    def _ended(self, why: str) -> None:
+        """The scanner has ended, or is of no use any more."""
+        if self._loop.time() - self._began < STEADY_AFTER:
+            self._pause()
+        self._events.warned(f"scanner process {self._pid} ended ({why}), {len(self._out)} messages without a verdict")
+        self._lose(GONE)
+        self._loop.call_soon(self._pump)
+
+    def _lose(self, outcome: Outcome) -> None:
+        """Close the channel and answer for what has no verdict."""
+        if self._channel is not None:
+            self._loop.remove_reader(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+        out, self._out = self._out, {}
+        for job in out.values():
+            self._give_back(job, outcome)
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK, self._tick)
+        now = self._loop.time()
+        if self._channel is None:
+            self._pump()
+        elif any(job.until < now for job in self._out.values()):
+            self._events.warned(f"scanner process {self._pid} is stuck and is ended")
+            try:
+                self._ask({"end": self._pid})
+            except OSError:
+                pass  # the spawner is gone, and so are we soon
+            self._lose(SLOW)
+        elif not self._out and now - self._moved > IDLE:
+            self._lose(GONE)
+
+    # ---- verdicts
+
+    def _readable(self) -> None:
+        for _ in range(MAX_OUT):
+            if self._channel is None:
+                return
+            try:
+                packet = self._channel.recv(packets.MAX_PACKET)
+            except BlockingIOError:
+                break
+            except OSError as trouble:
+                self._ended(trouble.strerror or "")
+                return
+            if not packet:
+                self._ended("by itself")
+                return
+            try:
+                self._take(packet)
+            except ValueError as problem:
+                self._ended(str(problem))
+                return
+        self._pump()
+
+    def _take(self, packet: bytes) -> None:
+        """Raises ValueError for what is no verdict on anything that is out."""
+        job = self._out.get(packets.n_of(packet))
+        if job is None:
+            raise ValueError("a verdict on something else")
+        found = Verdict.from_packet(packet, len(job.message.envelope.recipients))
+        del self._out[job.n]
+        self._moved = self._loop.time()
+        self._restart = RESTART_FIRST
+        for note in found.notes:
+            self._events.noted(job.message.id, note)
+        self._hand_over(job, found)
+
+    def _give_back(self, job: _Job, outcome: Outcome) -> None:
+        self._hand_over(job, Verdict(job.n, outcome))
+
+    def _hand_over(self, job: _Job, found: Verdict) -> None:
+        try:
+            job.done(Examined(found, lambda: self._store(job, found)))
+        finally:
+            job.close()
+
+    def _store(self, job: _Job, found: Verdict) -> None:
+        """Raises OSError or ValueError."""
+        message = job.message
+        envelope = found.envelope(message.envelope, is_begun=bool(message.state.expanded))
+        path = self._queue.path(message)
+        fd = self._queue.open(message)
+        try:
+            message.offset, message.length = rewrite(
+                path, f"{self._tmp}/{message.id}", envelope,
+                new_text(fd, message.offset, message.length, job.scratch, found.text),
+                is_all_there_is=not message.source, directory=os.path.dirname(path) if self._sync_directories else "")
+        finally:
+            os.close(fd)
+        message.envelope = envelope
+
+
+def new_text(fd: int, offset: int, length: int, scratch: int, new: NewText | None) -> Iterator[bytes]:
+    """The text of a message that has passed. offset, length: of the old one in its file. Raises OSError."""
+    if new is None:
+        yield from _pieces(fd, offset, length)
+        return
+    trace, _, body_at = split(os.pread(fd, min(START, length - offset), offset))
+    fields = b"".join(_pieces(scratch, 0, new.top + new.head))
+    yield b"%s%s%s\n" % (fields[:new.top], trace, fields[new.top:])
+    if new.body < 0:
+        yield from _pieces(fd, offset + body_at, length)
+    else:
+        yield from _pieces(scratch, len(fields), len(fields) + new.body)
+
+
+def _pieces(fd: int, at: int, end: int) -> Iterator[bytes]:
+    while at < end:
+        data = os.pread(fd, min(PIECE, end - at), at)
+        if not data:
+            raise OSError(errno.EIO, "a file is shorter than it was said to be")
+        at += len(data)
+        yield data
