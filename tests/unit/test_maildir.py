@@ -15,7 +15,7 @@ import pytest
 from pysendmail.deliver import maildir
 from pysendmail.deliver.parcel import Parcel
 from pysendmail.mail.outcome import Outcome
-from tests.tools import elsewhere
+from tests.tools import calls, elsewhere
 from tests.tools.parcels import HEAD, Parcels, message
 
 HOST = "host.example"
@@ -96,9 +96,9 @@ def test_each_file_is_synced_before_it_is_named_and_the_directory_once(place: Pa
     def rename(*args: str, **more: int) -> None:
         order.append("rename")
         real_rename(*args, **more)
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(os, "posix_fadvise", lambda *_: order.append("begin"))
+    calls.replace(monkeypatch, "fsync", sync)
+    calls.replace(monkeypatch, "rename", rename)
+    calls.replace(monkeypatch, "posix_fadvise", lambda *_: order.append("begin"))
     batch = [parcels.make(message(n), number=n) for n in range(1, 4)]
     assert statuses(deliver(place, *batch)) == ["2.0.0"] * 3
     assert order == ["begin"] * 3 + ["file", "rename"] * 3 + ["directory"]
@@ -116,7 +116,7 @@ def test_a_large_batch_opens_a_bounded_number_of_files(place: Path, parcels: Par
         real(fd)
     batch = [parcels.make(message(n), number=n) for n in range(1, 11)]
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(os, "fsync", sync)
+    calls.replace(monkeypatch, "fsync", sync)
     assert statuses(deliver(place, *batch)) == ["2.0.0"] * 10
     assert len(contents(place)) == 10
     assert max(opened) <= before + 4 + 3
@@ -130,7 +130,7 @@ def test_a_new_maildir_is_made_durable(place: Path, parcels: Parcels, monkeypatc
     def sync(fd: int) -> None:
         synced.append(os.readlink(f"/proc/self/fd/{fd}"))
         real(fd)
-    monkeypatch.setattr(os, "fsync", sync)
+    calls.replace(monkeypatch, "fsync", sync)
     deliver(place, parcels.make())
     assert synced[:2] == [str(place.parent), str(place)]
     assert synced[-1] == str(place / "new")
@@ -174,7 +174,7 @@ def test_a_repeat_is_synced_before_it_counts(place: Path, parcels: Parcels, monk
         synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
         if synced[-1] == "cur":
             raise OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr(os, "fsync", fail)
+    calls.replace(monkeypatch, "fsync", fail)
     assert statuses(deliver(place, made)) == ["4.3.0"]
     assert synced == ["new", "cur"]
     assert len(contents(place, "cur")) == 1, "what a mail reader has is not taken away"
@@ -197,7 +197,7 @@ def test_a_torn_file_of_a_dead_process_is_no_obstacle_and_goes_in_time(place: Pa
             os.kill(os.getpid(), signal.SIGKILL)
             return 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "write", write)
+            calls.replace(patch, "write", write)
             deliver(place, made)
     assert elsewhere.run_until_killed(die)
     assert [len(content) for content in contents(place, "tmp")] == [1000]
@@ -228,7 +228,7 @@ def stepped(patch: pytest.MonkeyPatch, at: int, act: Callable[[str, Callable[[],
             return real(*args, **more)
         return step
     for name in CALLS:
-        patch.setattr(os, name, wrapped(name, getattr(os, name)))
+        calls.replace(patch, name, wrapped(name, getattr(os, name)))
     return seen
 
 
@@ -298,7 +298,7 @@ def test_a_failed_sync_of_the_directory_takes_the_batch_back(place: Path, parcel
             synced.append(fd)
             raise OSError(errno.EIO, "Input/output error")
         real(fd)
-    monkeypatch.setattr(os, "fsync", fail)
+    calls.replace(monkeypatch, "fsync", fail)
     assert statuses(deliver(place, *(parcels.make(message(n), number=n) for n in (1, 2)))) == ["4.3.0"] * 2
     assert contents(place) == [HEAD + message(9)]
     assert len(synced) == 1

@@ -19,7 +19,7 @@ import pytest
 from pysendmail.deliver import locks, mbox, mboxrd
 from pysendmail.deliver.parcel import Parcel
 from pysendmail.mail.outcome import Outcome
-from tests.tools import elsewhere
+from tests.tools import calls, elsewhere
 from tests.tools.parcels import FROM_LINE, HEAD, Parcels, message
 
 EARLIER = b"From x@y.test Mon Jun 30 10:00:00 2003\nSubject: an earlier message\n\nIts body.\n\n"
@@ -221,7 +221,7 @@ def test_a_device_is_not_even_opened(box: Path, parcels: Parcels, monkeypatch: p
     def noted(path: str, *args: int, **more: int) -> int:
         opened.append(path)
         return real(path, *args, **more)
-    monkeypatch.setattr(os, "open", noted)
+    calls.replace(monkeypatch, "open", noted)
     assert statuses(append(box, parcels.make()) + append_file(box, parcels.make())) == ["4.2.0", "4.2.0"]
     assert opened.count(str(box)) == 0
 
@@ -243,7 +243,7 @@ def test_exchanged_between_check_and_open(box: Path, parcels: Parcels, monkeypat
             else:
                 box.hardlink_to(victim)
         return seen
-    monkeypatch.setattr(os, "lstat", exchange)
+    calls.replace(monkeypatch, "lstat", exchange)
     outcome, = append(box, parcels.make(), owner=ME)
     assert outcome.is_deferred
     if kind == "symlink":
@@ -446,7 +446,7 @@ def test_a_failed_sync_delivers_nothing_and_is_not_repeated(box: Path, parcels: 
     def fail(fd: int) -> None:
         synced.append(os.fstat(fd).st_ino)
         raise OSError(code, os.strerror(code))
-    monkeypatch.setattr(os, "fsync", fail)
+    calls.replace(monkeypatch, "fsync", fail)
     outcome, = append(box, parcels.make())
     assert outcome.is_deferred
     assert os.strerror(code) in outcome.reason
@@ -458,7 +458,7 @@ def test_a_failed_sync_defers_the_whole_batch(box: Path, parcels: Parcels, monke
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
     box.write_bytes(EARLIER)
-    monkeypatch.setattr(os, "fsync", fail)
+    calls.replace(monkeypatch, "fsync", fail)
     assert statuses(append(box, *(parcels.make(message(n), number=n) for n in range(1, 9)))) == ["4.3.0"] * 8
     assert box.read_bytes() == EARLIER
 
@@ -470,7 +470,7 @@ def test_where_only_the_sync_says_that_there_is_no_room_small_ones_still_fit(box
         if os.fstat(fd).st_size > 100_000:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
     box.write_bytes(EARLIER)
-    monkeypatch.setattr(os, "fsync", fail_if_large)
+    calls.replace(monkeypatch, "fsync", fail_if_large)
     batch = [parcels.make(message(1), number=1), big(parcels, 2), parcels.make(message(3), number=3)]
     assert statuses(append(box, *batch)) == ["2.0.0", "4.2.2", "2.0.0"]
     assert box.read_bytes() == EARLIER + written(batch[0], batch[2])
@@ -484,7 +484,7 @@ def test_a_name_that_cannot_be_made_durable_is_no_mailbox_yet(box: Path, parcels
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             raise OSError(errno.EIO, "Input/output error")
         real(fd)
-    monkeypatch.setattr(os, "fsync", fail)
+    calls.replace(monkeypatch, "fsync", fail)
     assert statuses(append(box, parcels.make())) == ["4.3.0"]
 
 
@@ -497,7 +497,7 @@ def test_copies_that_were_never_synced_are_not_believed_after_a_failed_sync(box:
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
+        calls.replace(patch, "fsync", fail)
         assert statuses(append(box, again)) == ["4.3.0"]
     assert box.read_bytes() == EARLIER
     assert statuses(append(box, again)) == ["2.0.0"]
@@ -516,7 +516,7 @@ def test_somebody_who_writes_without_a_lock_is_not_cut_off(box: Path, parcels: P
             other.write(b"X" * 1000)
         raise OSError(errno.ENOSPC, "No space left on device")
     box.write_bytes(EARLIER)
-    monkeypatch.setattr(os, "write", write)
+    calls.replace(monkeypatch, "write", write)
     assert append(box, parcels.make())[0].is_deferred
     assert box.read_bytes().endswith(b"X" * 1000)
 
