@@ -20,9 +20,9 @@ ERRORS = ("EIO", "ENOSPC", "EMFILE", "EDQUOT")
 KILL = "SIGKILL"
 # Calls about files. With "?" those that this machine does not have are no error.
 TRACED = ("openat", "?open", "write", "pwrite64", "pread64", "?rename", "renameat", "renameat2", "?unlink", "unlinkat",
-          "fsync", "fchmod", "ftruncate", "?truncate", "flock", "fcntl", "?newfstatat", "?fstat", "?fstatat64", "?statfs",
-          "fstatfs", "utimensat", "getdents64", "mkdirat", "?mkdir", "?link", "linkat", "close")
-# strace does not make a call that it lets fail: a lock or a descriptor would stay for ever, as no kernel does it.
+          "fsync", "fchmod", "ftruncate", "?truncate", "flock", "fcntl", "?newfstatat", "?fstat", "?fstatat64",
+          "?statfs", "fstatfs", "utimensat", "getdents64", "mkdirat", "?mkdir", "?link", "linkat", "close")
+# strace does not make a call that it lets fail: a lock or a descriptor would stay for ever, and no kernel does that.
 ONLY_KILLED = frozenset(("fcntl", "close"))
 WITHIN = 20.0  # seconds for strace to attach, and for a fault to happen
 
@@ -66,45 +66,50 @@ def points(trace: str, places: Sequence[str], *, pid: int | None = None) -> list
 
 
 def command(trace: str, *, inject: str = "", record: bool = False) -> list[str]:
-    """strace and its options."""
-    options = ["strace", "-f", "-o", trace, "-e", "trace=" + ",".join(TRACED), "-e", "signal=SIGKILL"]
-    return [*options, *(["-y"] if record else []), *(["-e", inject] if inject else [])]
+    """strace and its options. trace: the file it writes, "" = standard error, where each line comes at once."""
+    options = ["strace", "-f", "-e", "trace=" + ",".join(TRACED), "-e", "signal=SIGKILL"]
+    options += ["-o", trace] if trace else []
+    options += ["-y"] if record else []
+    return options + (["-e", inject] if inject else [])
 
 
 class Attached:
-    """strace attached to a running process, and to what that forks from then on."""
+    """strace attached to a running process, and to what that forks from then on. trace: a file for a recording."""
 
-    def __init__(self, pid: int, trace: str, *, inject: str = "", record: bool = False) -> None:
-        self.trace = trace
-        Path(trace).write_bytes(b"")
-        self._process = subprocess.Popen([*command(trace, inject=inject, record=record), "-p", str(pid)],
+    def __init__(self, pid: int, *, trace: str = "", inject: str = "") -> None:
+        self._process = subprocess.Popen([*command(trace, inject=inject, record=bool(trace)), "-p", str(pid)],
                                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._process.stderr
-        said, end = b"", time.monotonic() + WITHIN
-        while b"attached" not in said:
-            ready = select.select([self._process.stderr], [], [], max(0.0, end - time.monotonic()))[0]
-            more = os.read(self._process.stderr.fileno(), 1000) if ready else b""
-            assert more, f"strace cannot attach to {pid}: {said.decode()}"
-            said += more
+        self._fd = self._process.stderr.fileno()
+        self._said = b""
+        end = time.monotonic() + WITHIN
+        while b"attached" not in self._said:
+            assert self.wait(end - time.monotonic()), f"strace cannot attach to {pid}: {self._said.decode()}"
 
-    def detach(self) -> None:
-        """Let the process go."""
+    def wait(self, within: float) -> bool:
+        """Until it says something. False: it said nothing more, or has ended."""
+        if not select.select([self._fd], [], [], max(0.0, within))[0]:
+            return False
+        more = os.read(self._fd, 65536)
+        self._said += more
+        return bool(more)
+
+    def detach(self) -> int:
+        """Let the process go. How often the fault has happened."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # it detaches
-        try:
-            self._process.wait(WITHIN)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stderr
-            self._process.stderr.close()
+            self._process.send_signal(signal.SIGINT)
+        while self.wait(WITHIN):
+            pass
+        self._process.wait(WITHIN)
+        assert self._process.stderr
+        self._process.stderr.close()
+        return self.struck()
 
     def struck(self) -> int:
-        """How often the fault has happened."""
-        return struck(self.trace)
+        """How often the fault has happened so far."""
+        return struck(self._said.decode("utf-8", "replace"))
 
 
-def struck(trace: str) -> int:
-    """How often the fault has happened in this trace."""
-    text = Path(trace).read_text("utf-8", "replace")
+def struck(text: str) -> int:
+    """How often the fault has happened, by what strace has written."""
     return text.count("(INJECTED)") + text.count("+++ killed by SIGKILL +++")

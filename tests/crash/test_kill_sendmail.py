@@ -53,7 +53,8 @@ def submit(host: Host, mark: str, text: bytes, trace: str, *, inject: str = "", 
         input=b"Subject: %s\n\n%s" % (mark.encode(), text), capture_output=True, timeout=harness.WITHIN, check=False,
         env=host.environment, cwd="/", **identity)  # type: ignore[call-overload]
     code = -signal.SIGKILL if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) else done.returncode
-    return Submission(mark, code, harness.struck(trace), done.stderr.decode("utf-8", "replace"))
+    struck = harness.struck(Path(trace).read_text("utf-8", "replace"))
+    return Submission(mark, code, struck, done.stderr.decode("utf-8", "replace"))
 
 
 @pytest.mark.parametrize("size", ["small", "large"])

@@ -214,7 +214,8 @@ class World:
                 asyncio, "get_running_loop", return_value=Loop(self.model)):
             clock = self.model.clock
             door = doors.SubmissionDoor(PATHS, Ids(1, clock), Events(lambda priority, line: None), 10**6,
-                                        lambda name: None, clock, sync_directories=self.sync_directories)
+                                        lambda name: None, lambda uid: False, clock,
+                                        sync_directories=self.sync_directories)
             protocol = door.connect()
             protocol.connection_made(transport)
             for frame in (content, b"", first):
