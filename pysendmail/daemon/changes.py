@@ -7,13 +7,14 @@ message is then where it was. Nothing here asks who asks: control.py does.
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..events import Events
 from ..mail.outcome import failed
+from ..mail.target import KNOWN, Target
 from ..route.expand import Expander
 from ..spool import listing
-from ..spool.journal import Event
+from ..spool.journal import Event, Progress
 from ..spool.queue import Entry, Message, Queue
 
 BY_ADMINISTRATOR = "held by the administrator"
@@ -79,36 +80,69 @@ def delete(owner: Owner, entry: Entry) -> None:
 
 
 def bounce(owner: Owner, entry: Entry) -> None:
-    """Every open target fails now; its sender gets the usual report."""
+    """Every open target fails now, and every recipient of whom nothing is known yet; the sender gets a report."""
+    message = owner.queue.load(entry)
+    story, refusal = Story(message), failed("5.7.1", "returned by the administrator")
+    for index, recipient in enumerate(message.envelope.recipients):
+        if index not in message.state.expanded:
+            story.tell("expanded", r=index, t=story.numbered([Target(KNOWN, recipient.address, outcome=refusal)]))
+    for number, _ in message.state.open_targets():
+        story.tell("failed", n=number, o=refusal.to_json())
+    story.tell("released")
+    owner.queue.write_down(message, story.events)
     if entry.place == "hold":
         owner.queue.release(entry)
-    message = owner.queue.load(entry)
-    events = [Event("failed", time.time(), {"n": number, "o": failed(
-        "5.7.1", "returned by the administrator").to_json()}) for number, _ in message.state.open_targets()]
-    events.append(Event("released", time.time(), {}))
-    for event in events:
-        message.state.apply(event)
-    owner.queue.write_down(message, events)
     owner.resume(message)
 
 
 def requeue(owner: Owner, entry: Entry) -> None:
-    """Route what is open anew: aliases and routes may have changed since it was expanded."""
+    """Expand and route anew what is open: aliases and routes may have changed since.
+
+    Whoever is still to get something is expanded from the envelope's address on; so is whoever has no target of his
+    own, another recipient's having served him. What is delivered already is not repeated.
+    """
     message = owner.queue.load(entry)
-    state, events = message.state, []
-    done = {progress.target.key() for progress in state.progress.values() if not progress.is_open}
-    for number, progress in state.open_targets():
-        targets = owner.expander.again(progress.target, seen=done)
-        first = state.next_number()
-        event = Event("forwarded", time.time(), {
-            "n": number, "t": [[first + k, target.to_json()] for k, target in enumerate(targets)]})
-        state.apply(event)
-        events.append(event)
-    owner.queue.write_down(message, events)
+    state, story = message.state, Story(message)
+    targets: dict[int, list[tuple[int, Progress]]] = {}
+    for number, progress in state.progress.items():
+        if not progress.is_replaced:
+            targets.setdefault(progress.recipient, []).append((number, progress))
+    seen = {progress.target.key() for own in targets.values() for _, progress in own if not progress.is_open}
+    for index in sorted(state.expanded):
+        own = targets.get(index, [])
+        still_open = [number for number, progress in own if progress.is_open]
+        if own and not still_open:
+            continue
+        found = owner.expander.expand(message.envelope.recipients[index].address, seen=seen)
+        if still_open:
+            story.tell("forwarded", n=still_open[0], t=story.numbered(found))
+            for number in still_open[1:]:
+                story.tell("forwarded", n=number, t=[])
+        elif found:
+            story.tell("expanded", r=index, t=story.numbered(found))
+    story.tell("released")
+    owner.queue.write_down(message, story.events)
     if entry.place == "hold":
         owner.queue.release(entry)
     owner.changed(entry)
     owner.make_ready([entry.id])
+
+
+class Story:
+    """Events that happen to a message: its state has them at once, its journal when they are written down."""
+
+    def __init__(self, message: Message) -> None:
+        self._state = message.state
+        self.events: list[Event] = []
+
+    def tell(self, verb: str, **data: Any) -> None:
+        self.events.append(Event(verb, time.time(), data))
+        self._state.apply(self.events[-1])
+
+    def numbered(self, targets: list[Target]) -> list[list[Any]]:
+        """New targets, as an event has them."""
+        first = self._state.next_number()
+        return [[first + k, target.to_json()] for k, target in enumerate(targets)]
 
 
 CHANGES: dict[str, Callable[[Owner, Entry], None]] = {

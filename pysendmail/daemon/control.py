@@ -188,6 +188,8 @@ class ControlProtocol(asyncio.Protocol):
             wanted = selection.predicate(asked, time.time())
         except ValueError as problem:
             raise BadRequest(EX_USAGE, str(problem)) from problem
+        if not isinstance(verb, str):
+            raise BadRequest(EX_USAGE, "unknown request")
         if verb == "status":
             self._write({"end": door.status()})
         elif verb == "list":
@@ -201,7 +203,7 @@ class ControlProtocol(asyncio.Protocol):
         elif verb == "flush":
             await self._flush(asked, wanted, is_dry=bool(request.get("dry_run")), is_quiet=bool(request.get("quiet")))
         elif verb in changes.CHANGES:
-            await self._change(str(verb), asked, wanted, request)
+            await self._change(verb, asked, wanted, request)
         else:
             raise BadRequest(EX_USAGE, "unknown request")
 
