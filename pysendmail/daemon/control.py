@@ -33,6 +33,7 @@ MAX_CLIENTS = 32
 MAX_CLIENTS_PER_USER = 4
 IDLE = 30.0  # seconds for the request to come
 SESSION = 300.0  # seconds in all
+BYTES_AT_ONCE = 64 * 1024  # written together
 ITEMS_AT_ONCE = 100  # listed before others are served
 CHANGES_AT_ONCE = 20  # made before others are served
 EX_USAGE, EX_SOFTWARE, EX_NOPERM, EX_TEMPFAIL = 64, 70, 77, 75
@@ -220,16 +221,18 @@ class ControlProtocol(asyncio.Protocol):
         await self._may_write.wait()
 
     async def _list(self, asked: dict[str, Any], wanted: selection.Predicate) -> None:
-        count = 0
+        count = size = 0
         held: list[bytes] = []  # written together
         if not asked and self._door.may_all(self._uid):
             self._write({"begin": {"count": self._door.count}})
         async for line in self._matching(asked, wanted):
             held.append(line)
             count += 1
-            if len(held) == ITEMS_AT_ONCE:
+            size += len(line)
+            if size >= BYTES_AT_ONCE:
                 self._send(b"".join(held))
-                held = []
+                held, size = [], 0
+                await self._give_way()
         self._send(b"".join(held))
         self._write({"end": {"count": count}})
 
