@@ -6,13 +6,14 @@
 import os
 import posix
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 
-def replace(patch: pytest.MonkeyPatch, name: str, function: Callable[..., Any]) -> None:
-    """Let os.NAME and posix.NAME be `function`."""
-    patch.setattr(os, name, function)
-    if hasattr(posix, name):
+def replace(patch: pytest.MonkeyPatch, name: str, function: Callable[..., Any], module: ModuleType = os) -> None:
+    """Let MODULE.NAME be `function`; what is replaced in os is replaced in posix too."""
+    patch.setattr(module, name, function)
+    if module is os and hasattr(posix, name):
         patch.setattr(posix, name, function)

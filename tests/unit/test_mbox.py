@@ -110,18 +110,18 @@ def test_our_from_line_is_not_swallowed_by_what_is_there(box: Path, parcels: Par
 
 def test_a_batch_is_one_lock_and_one_sync(box: Path, parcels: Parcels, monkeypatch: pytest.MonkeyPatch) -> None:
     box.write_bytes(EARLIER)
-    calls: list[str] = []
+    made: list[str] = []
 
     def counted(name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object) -> object:
-            calls.append(name)
+            made.append(name)
             return real(*args)
         return call
     for module, name in ((os, "fsync"), (fcntl, "lockf"), (os, "write")):
-        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+        calls.replace(monkeypatch, name, counted(name, getattr(module, name)), module)
     batch = [parcels.make(message(n), number=n) for n in range(1, 51)]
     assert statuses(append(box, *batch)) == ["2.0.0"] * 50
-    assert calls == ["lockf", "write", "write", "fsync"]  # the first write is the pid in the dot lock
+    assert made == ["lockf", "write", "write", "fsync"]  # the first write is the pid in the dot lock
     assert box.read_bytes() == EARLIER + written(*batch)
 
 
@@ -555,7 +555,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch, at: int, act: Act, only: tuple[str, .
         return step
     for module, name in CALLS:
         if not only or name in only:
-            monkeypatch.setattr(module, name, stepped(name, getattr(module, name)))
+            calls.replace(monkeypatch, name, stepped(name, getattr(module, name)), module)
     return seen
 
 
