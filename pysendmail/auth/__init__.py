@@ -56,6 +56,19 @@ class Judgement:
     is_dropped: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What could be found out about who a stranger's message is from.
+
+    field: Authentication-Results, to be put on top; b"" = nothing was checked. refusal: the reply instead of 250, where
+    the domain in From wants that and so do we. words: one line for the log.
+    """
+
+    field: bytes = b""
+    refusal: Reply | None = None
+    words: str = ""
+
+
 class Examination(Protocol):
     """One session, in the order in which things happen. What was not told before `judge` is caught up with there, from
     the envelope; but only what is told at its time can be refused at its time."""

@@ -12,26 +12,16 @@ refuses what fails by the policy "reject" of its domain, as its share of mail ("
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from ..mail.changes import Draft
 from ..net.resolver import Resolver
 from ..smtp.reply import Reply, reply
-from . import Client, dkim, dmarc, results, spf
+from . import Client, Findings, dkim, dmarc, results, spf
 from .dmarc import DmarcResult
-from .libraries import Lookups
+from .lookups import Lookups
 
 WORKERS = 4
 LIMIT = 60.0  # seconds for one message, the time until a worker is free included
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """words: one line for the log."""
-
-    field: bytes = b""
-    refusal: Reply | None = None
-    words: str = ""
 
 
 def are_available() -> bool:
@@ -42,10 +32,8 @@ def are_available() -> bool:
 class Checks:
     """hostname: ours, by which readers know the field. chance: 0 <= chance() < 1, for policies that want a share."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, resolver: Resolver, hostname: str, *, dmarc_reject: bool,
-                 chance: Callable[[], float]) -> None:
-        self._loop = loop
-        self._lookups = Lookups(resolver, loop)
+    def __init__(self, resolver: Resolver, hostname: str, *, dmarc_reject: bool, chance: Callable[[], float]) -> None:
+        self._resolver = resolver
         self._hostname = hostname
         self._rejects = dmarc_reject
         self._chance = chance
@@ -56,25 +44,26 @@ class Checks:
 
     async def find(self, client: Client, draft: Draft) -> Findings:
         """client: with an address, and no friend of ours."""
+        loop = asyncio.get_running_loop()
+        lookups = Lookups(self._resolver, loop)
         try:
-            return await asyncio.wait_for(
-                self._loop.run_in_executor(self._pool, self._find, client, draft), LIMIT)
+            return await asyncio.wait_for(loop.run_in_executor(self._pool, self._find, client, draft, lookups), LIMIT)
         except TimeoutError:
             return Findings(words="authentication: no result in time")
 
-    def _find(self, client: Client, draft: Draft) -> Findings:
+    def _find(self, client: Client, draft: Draft, lookups: Lookups) -> Findings:
         """In a worker."""
         envelope, text = draft.envelope, draft.text
         by_spf = by_dkim = by_dmarc = None
         passed: list[tuple[str, bool]] = []
         if spf.is_available():
-            by_spf = spf.check(client.address, envelope.sender, envelope.origin.helo, self._hostname, self._lookups)
+            by_spf = spf.check(client.address, envelope.sender, envelope.origin.helo, self._hostname, lookups)
             passed += [(by_spf.domain, False)] if by_spf.result == "pass" else []
         if dkim.is_available():
-            by_dkim = dkim.check(text.head, self._body(draft), self._lookups)
+            by_dkim = dkim.check(text.head, self._body(draft), lookups)
             passed += [(one.domain, True) for one in by_dkim if one.result == "pass"]
         if by_spf is not None and by_dkim is not None:
-            by_dmarc = dmarc.check(dmarc.from_domain(text.head), passed, self._lookups)
+            by_dmarc = dmarc.check(dmarc.from_domain(text.head), passed, lookups)
             is_unsure = by_spf.result == "temperror" or any(one.result in ("temperror", "neutral") for one in by_dkim)
             if by_dmarc.result == "fail" and is_unsure:  # what could not be found out might have been a pass
                 by_dmarc = DmarcResult("temperror", by_dmarc.domain, by_dmarc.policy)

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..mail import headers
 from ..mail.outcome import one_line
-from .libraries import Lookups, find
+from .lookups import Lookups
+from .optional import optional
 
 MAX_MESSAGE = 5 * 1024 * 1024  # bytes; the library needs several times as much memory
 MAX_SIGNATURES = 5  # that are looked at; whoever sends more wants us busy
@@ -29,12 +30,12 @@ class DkimResult:
 
 
 def is_available() -> bool:
-    return find("dkim") is not None
+    return optional("dkim") is not None
 
 
 def check(head: bytes, body: bytes, lookups: Lookups) -> list[DkimResult]:
     """The result of each signature; none without any. head, body: with LF line ends. Waits."""
-    library = find("dkim")
+    library = optional("dkim")
     count = sum(name == b"dkim-signature" for name, _, _ in headers.scan(head)[0])
     if library is None or not count:
         return []

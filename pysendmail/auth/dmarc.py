@@ -13,7 +13,8 @@ from typing import Any
 
 from ..mail import address, headers
 from ..mail.envelope import text
-from .libraries import Lookups, find
+from .lookups import Lookups
+from .optional import optional
 
 POLICIES = frozenset(("none", "quarantine", "reject"))
 PUBLIC_SUFFIXES = "/usr/share/publicsuffix/public_suffix_list.dat"
@@ -71,7 +72,7 @@ def to_ascii(domain: str) -> str:
 
 @cache
 def _suffixes() -> Any | None:
-    library = find("publicsuffix2")
+    library = optional("publicsuffix2")
     if library is None:
         return None
     try:

@@ -15,6 +15,7 @@ Nothing else ever sets that mark, and nothing without it is delivered while ther
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ..mail import address
 from ..mail.changes import Draft
@@ -22,14 +23,20 @@ from ..mail.envelope import Envelope, Origin
 from ..net.milter_chain import Chain, Terms
 from ..smtp.milter_replies import Answer, Verdict
 from ..smtp.reply import Reply, reply
-from . import Client, Judgement, results
-from .checks import Checks
+from . import Client, Findings, Judgement, forged
 
 NO_QUEUE = "NOQUEUE"  # what the log calls a message that has no id yet
 SOFTWARE = "pysendmail"  # without a version, as in Received
 
 _GONE = reply(451, "4.3.0", "the message could not be examined, try again later")
 _REFUSING = frozenset((Verdict.REJECT, Verdict.TEMPFAIL, Verdict.SHUT_DOWN))
+
+
+class Finder(Protocol):
+    """Who finds out what can be known about a stranger's mail: auth/checks.py, which needs libraries."""
+
+    async def find(self, client: Client, draft: Draft) -> Findings:
+        """Takes a while, and never fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class MailExaminer:
     note: Callable[[str, str], None]
     qualify: Callable[[str], str]
     terms: Terms | None = None
-    checks: Checks | None = None
+    checks: Finder | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -147,7 +154,7 @@ class Session:
         """The message without forged findings and with ours; or that it is refused for what was found."""
         hostname, checks = self._examiner.hostname, self._examiner.checks
         text = draft.text
-        head = results.without_forged(text.head, hostname)
+        head = forged.without_forged(text.head, hostname)
         if head is not text.head:
             self._note(f"Authentication-Results in the name of {hostname} removed")
             draft = Draft(draft.envelope, replace(text, head=head))

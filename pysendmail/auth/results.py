@@ -1,22 +1,19 @@
 """Authentication-Results: what this host has found out about who a message is from, for readers and filters to believe.
 
-A reader believes every such field that bears our name. So one that a message brings along with our name is a forgery,
-and is removed, also where its name is in a comment's company or cannot be read with certainty; others' fields stay. The
-field that is written is put together by the library authres (Debian: python3-authres), from values that are strangers'
-text and are made harmless here first. It is put above everything else, our own Received included. RFC 8601.
+A reader believes every such field that bears our name; those that a message brings along are removed (forged.py). The
+field is put together by the library authres (Debian: python3-authres), from values that are strangers' text and are
+made harmless here first. It is put above everything else, our own Received included. RFC 8601.
 """
 
 from collections.abc import Sequence
 
-from ..mail import headers
 from ..mail.envelope import raw
 from ..mail.outcome import one_line
 from .dkim import DkimResult
 from .dmarc import DmarcResult
-from .libraries import find
+from .optional import optional
 from .spf import SpfResult
 
-NAME = b"authentication-results"
 MAX_VALUE = 255  # characters of a domain or an address in the field
 WIDTH = 76  # characters of a line, where it can be folded
 
@@ -25,35 +22,12 @@ _COMMENT = frozenset(" ,:") | (_PLAIN - frozenset("%"))
 
 
 def is_available() -> bool:
-    return find("authres") is not None
-
-
-def without_forged(head: bytes, hostname: str) -> bytes:
-    """The header without such fields that bear our name. The same object if there is none."""
-    name = raw(hostname).lower()
-    forged = [(start, end) for found, start, end in headers.scan(head)[0]
-              if found == NAME and _bears(head[start:end], name)]
-    if not forged:
-        return head
-    kept, done = [], 0
-    for start, end in forged:
-        kept.append(head[done:start])
-        done = end
-    return b"".join([*kept, head[done:]])
-
-
-def _bears(field: bytes, name: bytes) -> bool:
-    """Whether a reader might take this field for one of the host with this name: it is one of the words in front of
-    the first semicolon."""
-    words = field.partition(b":")[2].partition(b";")[0].lower()
-    for mark in b'()"\\\r\n\t/':
-        words = words.replace(bytes((mark,)), b" ")
-    return name in words.split() or name.rstrip(b".") in [word.rstrip(b".") for word in words.split()]
+    return optional("authres") is not None
 
 
 def field(hostname: str, spf: SpfResult | None, dkim: Sequence[DkimResult] | None, dmarc: DmarcResult | None) -> bytes:
     """The field with its LF; None: that was not checked. b"" if nothing was."""
-    library = find("authres")
+    library = optional("authres")
     if library is None:
         return b""
     found = []
@@ -67,7 +41,7 @@ def field(hostname: str, spf: SpfResult | None, dkim: Sequence[DkimResult] | Non
         if not dkim:
             found.append(library.DKIMAuthenticationResult(result="none"))
     if dmarc is not None:
-        make = find("authres.dmarc")
+        make = optional("authres.dmarc")
         if make is not None:
             found.append(make.DMARCAuthenticationResult(
                 result=dmarc.result, result_comment=f"p={dmarc.policy}" if dmarc.policy else None,

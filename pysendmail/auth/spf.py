@@ -10,7 +10,8 @@ from typing import Any
 
 from ..mail.outcome import one_line
 from ..net.resolver import Kind, State
-from .libraries import Lookups, find
+from .lookups import Lookups
+from .optional import optional
 
 RESULTS = frozenset(("pass", "fail", "softfail", "neutral", "none", "permerror", "temperror"))  # RFC 7208 section 2.6
 MAX_WORDS = 200  # characters of an explanation, which is a stranger's text
@@ -30,12 +31,12 @@ class SpfResult:
 
 
 def is_available() -> bool:
-    return find("spf") is not None
+    return optional("spf") is not None
 
 
 def check(client: str, sender: str, helo: str, hostname: str, lookups: Lookups) -> SpfResult:
     """client: IP address. sender "" = null. hostname: ours. Waits."""
-    library = find("spf")
+    library = optional("spf")
     is_helo = "@" not in sender
     domain = helo if is_helo else sender.rpartition("@")[2]
     if library is None or not domain.isascii() or "." not in domain or domain.startswith("["):
@@ -56,7 +57,7 @@ def check(client: str, sender: str, helo: str, hostname: str, lookups: Lookups) 
 
 def _lookup(name: str, kind: str, _strict: object = True, _timeout: float = 0.0) -> list[tuple[tuple[str, str], Any]]:
     """What the library asks DNS with, in the form that it knows: [((name, type), data), ...]."""
-    library, lookups = find("spf"), _here.lookups
+    library, lookups = optional("spf"), _here.lookups
     assert library is not None
     if kind not in _KINDS:  # the record type SPF, which RFC 7208 section 3.1 has given up
         return []

@@ -4,16 +4,14 @@ A listener gets both. A scanner gets the filters alone: what it is shown comes f
 authenticated when it came.
 """
 
-import asyncio
 import random
+import time
 from collections.abc import Callable
 
-from ..auth import checks
 from ..auth.examination import MailExaminer
 from ..config import Config
 from ..net.milter import Limits
 from ..net.milter_chain import Terms
-from ..net.resolver import Resolver
 from ..paths import Paths
 from ..route.router import Router
 
@@ -34,13 +32,17 @@ def for_scanner(config: Config, paths: Paths, note: Note) -> MailExaminer:
     return MailExaminer(config.hostname or "localhost", note, Router(config).qualify, terms_of(config, paths))
 
 
-def for_listener(loop: asyncio.AbstractEventLoop, config: Config, paths: Paths, resolver: Resolver,
-                 note: Note) -> MailExaminer | None:
-    """None: mail need not be looked at. resolver: for keys and policies."""
+def for_listener(config: Config, paths: Paths, note: Note, *, is_public: bool) -> MailExaminer | None:
+    """None: mail need not be looked at. is_public: strangers can reach it."""
     terms, found = terms_of(config, paths), None
     hostname = config.hostname or "localhost"
-    if config.auth.results and checks.are_available():
-        found = checks.Checks(loop, resolver, hostname, dmarc_reject=config.auth.dmarc_reject, chance=random.random)
+    if is_public and config.auth.results:
+        from ..auth.checks import Checks, are_available  # 10 MB that a host without strangers can do without
+        from ..net.resolver import Resolver
+
+        if are_available():
+            resolver = Resolver(time.monotonic)
+            found = Checks(resolver, hostname, dmarc_reject=config.auth.dmarc_reject, chance=random.random)
     if terms is None and found is None:
         return None
     return MailExaminer(hostname, note, Router(config).qualify, terms, found)

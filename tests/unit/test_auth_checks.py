@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysendmail.auth import Client, dkim, dmarc, results
-from pysendmail.auth.checks import Checks, Findings, are_available
+from pysendmail.auth import Client, Findings, dkim, dmarc, results
+from pysendmail.auth.checks import Checks, are_available
 from pysendmail.auth.dkim import DkimResult
 from pysendmail.auth.dmarc import DmarcResult, Policy, from_domain, organization, read_policy
+from pysendmail.auth.forged import without_forged
 from pysendmail.auth.spf import SpfResult
 from pysendmail.mail.changes import Draft, Text
 from pysendmail.mail.envelope import Envelope, Origin, Recipient
@@ -62,7 +63,7 @@ def found(tmp_path: Path, table: Mapping[tuple[str, str], Any], what: Draft, *, 
             conf.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
             loop = asyncio.get_running_loop()
             resolver = Resolver(loop.time, conf=str(conf), port=dns.port, lifetime=5.0)
-            checks = Checks(loop, resolver, HOST, dmarc_reject=reject, chance=lambda: chance)
+            checks = Checks(resolver, HOST, dmarc_reject=reject, chance=lambda: chance)
             try:
                 return await checks.find(CLIENT, what)
             finally:
@@ -267,11 +268,11 @@ def test_organizational_domains() -> None:
 def test_forged_fields_are_removed(value: bytes, is_removed: bool) -> None:
     head = b"From: a@example.org\nAuthentication-Results: " + value + b"\nSubject: s\n"
     expected = b"From: a@example.org\nSubject: s\n" if is_removed else head
-    assert results.without_forged(head, HOST) == expected
+    assert without_forged(head, HOST) == expected
 
 
 def test_a_header_without_forgeries_is_the_same_object() -> None:
-    assert results.without_forged(HEAD, HOST) is HEAD
+    assert without_forged(HEAD, HOST) is HEAD
 
 
 @given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=300))

@@ -53,7 +53,7 @@ def run(tmp_path: Path, answers: list[Any], play: Play, *, client: Client = STRA
                 dns = await stack.enter_async_context(FakeDns(TABLE))
                 (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
                 loop = asyncio.get_running_loop()
-                checks = Checks(loop, Resolver(loop.time, conf=str(tmp_path / "resolv.conf"), port=dns.port),
+                checks = Checks(Resolver(loop.time, conf=str(tmp_path / "resolv.conf"), port=dns.port),
                                 "host.example", dmarc_reject=dmarc_reject, chance=lambda: 0.0)
                 stack.callback(checks.close)
             terms = None

@@ -1,29 +1,17 @@
-"""Libraries that need not be installed, and DNS for those of them that block.
+"""DNS for libraries that block.
 
-SPF and DKIM are others' work: Debian's python3-spf, python3-dkim, python3-authres and python3-publicsuffix2. They are
-looked for when they are needed; what is missing is not checked. They wait for DNS wherever they are, so they run in
-worker threads only, and what they ask goes to the resolver of the process (net/resolver.py): one cache, one place for
-limits, one place that tests replace. An answer that is not there within LIMIT is trouble, never "no such record".
+SPF and DKIM are others' work: Debian's python3-spf, python3-dkim, python3-authres and python3-publicsuffix2. They wait
+for DNS wherever they are, so they run in worker threads only, and what they ask goes to the resolver of the process
+(net/resolver.py): one cache, one place for limits, one place that tests replace. An answer that is not there within
+LIMIT is trouble, never "no such record".
 """
 
 import asyncio
 import concurrent.futures
-import importlib
-from functools import cache
-from typing import Any
 
 from ..net.resolver import Answer, Kind, Resolver, State
 
 LIMIT = 20.0  # seconds for one answer, as RFC 7208 section 4.6.4 has it for a whole check
-
-
-@cache
-def find(name: str) -> Any | None:
-    """The module of that name, None if it cannot be had."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 class Lookups:
