@@ -48,14 +48,14 @@ BUSY = deferred("4.4.5", "all connections to this destination are busy")
 class Means:
     """What all destinations share. find: where mail goes. terms: how to talk at a place; a Result = not at all.
 
-    opened, failed: hear of each attempt to connect. avoided: whether a place had better come last. sender, rewrite:
-    masquerading. idle: as IDLE.
+    opened, failed: hear of each attempt to connect; failed also how many seconds it took. avoided: whether a place had
+    better come last. sender, rewrite: masquerading. idle: as IDLE.
     """
 
     find: Callable[[str, Sequence[str]], Awaitable[Found]]
     terms: Callable[[Place], Awaitable[Terms | Result]]
     opened: Callable[[Place], None]
-    failed: Callable[[Place, NotOpened], None]
+    failed: Callable[[Place, NotOpened, float], None]
     avoided: Callable[[Place], bool]
     answer: Callable[[Answer], None]
     sender: Callable[[str], str]
@@ -343,11 +343,12 @@ class Destination:
         terms = await self._means.terms(place)
         if isinstance(terms, Result):
             return terms
+        began = self._loop.time()
         opened = await remote.open_session(place, terms)
         if isinstance(opened, Session):
             self._means.opened(place)
             return opened
-        self._means.failed(place, opened)
+        self._means.failed(place, opened, self._loop.time() - began)
         if opened.has_broken_tls and terms.options.tls is Tls.MAY and not place.is_encrypted:
             return await self._open_at(place)  # failed() has seen to it that the terms are others now
         return opened.result

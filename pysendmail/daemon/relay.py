@@ -41,6 +41,7 @@ from .destination import IDLE, Destination, Means
 PACKETS_AT_ONCE = 8  # read before answers and peers are looked at again
 TICK = 2.0  # seconds between looks at what waits and at what is idle
 AVOIDED_FOR = 600.0  # seconds that a place which did not answer comes last
+SLOW = 2.0  # seconds that an attempt has to cost for that: one that is refused at once may as well be made again
 CLEAR_FOR = 3600.0  # seconds that a place whose TLS does not work is talked to in the clear
 MAX_REMEMBERED = 1000  # places of either kind
 FILES = 8192  # descriptors that this process may have, if it is allowed to
@@ -249,12 +250,12 @@ class Relay:
     def _opened(self, place: Place) -> None:
         self._avoided.pop(place, None)
 
-    def _failed(self, place: Place, failure: NotOpened) -> None:
+    def _failed(self, place: Place, failure: NotOpened, took: float) -> None:
         if failure.result.scope is Scope.LOGIN:
             self._login.forget()
         elif failure.has_broken_tls and not place.is_encrypted:
             _remember(self._in_the_clear, place, self._loop.time() + CLEAR_FOR)
-        else:
+        elif took >= SLOW:
             _remember(self._avoided, place, self._loop.time() + AVOIDED_FOR)
 
     def _is_avoided(self, place: Place) -> bool:

@@ -161,7 +161,19 @@ MX3 = {("example.net", "MX"): ["10 mx1.example.net.", "20 mx2.example.net."],
        ("mx1.example.net", "A"): ["127.0.0.2"], ("mx2.example.net", "A"): ["127.0.0.3"]}
 
 
-def test_a_host_that_did_not_answer_comes_last_until_it_is_asked_for_anew() -> None:
+def test_a_host_that_refused_at_once_is_asked_again_each_time() -> None:
+    async def scenario(port: int) -> None:
+        async with FakeDns(MX3) as dns, Relaying(config(), world(dns, port=port)) as relaying:
+            assert (await relaying.send("b@example.net")).relay == "mx2.example.net [127.0.0.3]"
+            with Sink(address="127.0.0.2", port=port):
+                assert (await relaying.send("b@example.net")).relay == "mx1.example.net [127.0.0.2]"
+    with Sink(address="127.0.0.3") as second:
+        asyncio.run(scenario(second.address[1]))
+
+
+def test_a_host_that_did_not_answer_comes_last_until_it_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pysendmail.daemon.relay.SLOW", 0.0)
+
     async def scenario(port: int) -> None:
         async with FakeDns(MX3) as dns, Relaying(config(), world(dns, port=port)) as relaying:
             for _ in range(2):  # nobody listens on 127.0.0.2
