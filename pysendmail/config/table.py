@@ -179,7 +179,7 @@ class LimitSettings:
     soft_errors: int = setting(10, whole(1, 1000), "Errors in a session after which each reply takes a second.")
     hard_errors: int = setting(20, whole(1, 1000), "Errors in a session that end it.")
     junk_commands: int = setting(50, whole(1, 10_000), "Commands without use (NOOP, RSET, VRFY) that end a session.")
-    unknown_commands: int = setting(5, whole(1, 1000), "Unknown commands that end a session.")
+    unknown_commands: int = setting(20, whole(1, 1000), "Unknown commands that end a session.")
     command_timeout: int = setting(300, whole(1, 3600), "How long an SMTP client may be silent.", SECONDS)
     stress_timeout: int = setting(10, whole(1, 3600), "The same while most sessions are taken.", SECONDS)
     data_timeout: int = setting(180, whole(1, 3600), "How long a client may be silent within a message.", SECONDS)

@@ -41,7 +41,7 @@ class Limits:
     command_line: int = 2048  # with its line end
     soft_errors: int = 10  # since the last message; after these each reply takes a while
     hard_errors: int = 20  # since the last message; these end the session
-    unknown_commands: int = 5
+    unknown_commands: int = 20
     junk_commands: int = 50  # since the last message: commands that lead nowhere
     failed_logins: int = 3
     drain: int = 67_108_864  # how far beyond message_size a message is read to its end
