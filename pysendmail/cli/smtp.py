@@ -14,6 +14,7 @@ import select
 import signal
 from types import FrameType
 
+from ..config import identity
 from ..mail.envelope import Fields, raw, recipient_value
 from ..paths import Paths
 from ..smtp import profile, requests
@@ -168,7 +169,7 @@ def _wait_for(fd: int, what: int, seconds: float) -> None:
 
 def main(argv: list[str], paths: Paths) -> int:
     """The exit code."""
-    pipe = Pipe(paths, os.uname().nodename)
+    pipe = Pipe(paths, identity.find(paths, identity.node_name()).hostname)
 
     def stop(number: int, _frame: FrameType | None) -> None:
         pipe.give_up()

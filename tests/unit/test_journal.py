@@ -118,7 +118,8 @@ def test_sound_lines_that_are_no_json(text: bytes) -> None:
 def test_the_story_as_a_state() -> None:
     state = fold(STORY)
     assert {n: (p.recipient, p.is_open, p.is_reported, p.is_replaced) for n, p in state.progress.items()} == {
-        0: (0, False, False, False), 1: (0, False, False, True), 2: (1, False, True, False), 3: (0, False, False, False)}
+        0: (0, False, False, False), 1: (0, False, False, True), 2: (1, False, True, False),
+        3: (0, False, False, False)}
     assert state.progress[2].target == CAROL
     assert state.progress[3].target == BOB
     assert (state.expanded, state.attempts, state.reports, state.plan, state.held) == ({0, 1}, 1, 1, None, "")
