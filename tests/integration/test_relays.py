@@ -250,7 +250,7 @@ def test_a_destination_has_no_more_with_a_relay_than_its_connections_can_use() -
             await runner.quiet()
         assert relay.seen[0].width == 2
         assert relay.seen[-1].width == 5
-    run(scenario)
+    run(scenario, deliveries_per_destination=5)
 
 
 def test_one_message_for_another_destination_does_not_wait_behind_a_thousand() -> None:
