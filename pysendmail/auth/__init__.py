@@ -27,6 +27,18 @@ class Client:
     name: str = ""
     is_trusted: bool = False
 
+    @property
+    def literal(self) -> str:
+        """The address as SMTP writes one; that of a socket is this host's name for itself."""
+        if not self.address:
+            return "localhost"
+        return f"[IPv6:{self.address}]" if ":" in self.address else f"[{self.address}]"
+
+    @property
+    def shown(self) -> str:
+        """For the log: "mail.example.org [192.0.2.1]"."""
+        return f"{self.name} {self.literal}".strip()
+
 
 class Authenticator(Protocol):
     """Who knows passwords."""

@@ -84,7 +84,7 @@ class Session:
         if self._chain is None:
             return None
         self._chain.macros.update(self._first_macros(client))
-        return _reply(await self._chain.connected(client.name or _literal(client), client.address, client.port))
+        return _reply(await self._chain.connected(client.name or client.literal, client.address, client.port))
 
     async def hello(self, name: str) -> Reply | None:
         self._hello, self._sender = name, None
@@ -193,19 +193,11 @@ class Session:
 
     def _first_macros(self, client: Client) -> dict[str, str]:
         """What is known of a session from its start."""
-        hostname, literal = self._examiner.hostname, _literal(client)
-        name = client.name or literal
-        found = {"j": hostname, "v": SOFTWARE, "{daemon_name}": SOFTWARE, "_": f"{client.name} {literal}".strip(),
-                 "{client_name}": name, "{client_ptr}": client.name or "unknown"}
+        found = {"j": self._examiner.hostname, "v": SOFTWARE, "{daemon_name}": SOFTWARE, "_": client.shown,
+                 "{client_name}": client.name or client.literal, "{client_ptr}": client.name or "unknown"}
         if client.address:
             found |= {"{client_addr}": client.address, "{client_port}": str(client.port)}
         return found
-
-
-def _literal(client: Client) -> str:
-    if not client.address:
-        return "localhost"
-    return f"[IPv6:{client.address}]" if ":" in client.address else f"[{client.address}]"
 
 
 def _session_macros(origin: Origin) -> dict[str, str]:
