@@ -58,6 +58,7 @@ class Listeners:
         self._wait = 0.0
         self._stamp: object = None  # of the certificate that is in use
         self._is_stopping = False
+        self._by_itself = min(os.cpu_count() or 1, MOST_BY_ITSELF)
 
     # ---- what the supervisor asks
 
@@ -123,7 +124,7 @@ class Listeners:
     def _wanted(self) -> int:
         if self._settings is None or self._is_stopping or not self._ports.get():
             return 0
-        return self._settings.smtpd.processes or min(os.cpu_count() or 1, MOST_BY_ITSELF)
+        return self._settings.smtpd.processes or self._by_itself
 
     def _count(self) -> int:
         return sum(not process.is_leaving for process in self._processes.values())

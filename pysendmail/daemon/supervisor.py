@@ -39,8 +39,8 @@ STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for
 STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
 END_WITHIN = 1.0  # seconds that a runner may still take to end after it has closed its socket
 BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
+LOOK_EVERY = 0.5  # seconds between looks at children and signs of life
 BACKLOG = 64
-
 OPEN_DROP, CLOSED_DROP = 0o3777, 0o3733
 # acl(5) as the kernel stores it: version 2; then tag, permissions, id: owner rw-, group r--, others ---.
 PRIVATE_ACL = struct.pack("<I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
@@ -82,6 +82,7 @@ class Supervisor:
     runner: Runner | None = None
     server: spawner.Spawner | None = None
     restart_at: float = 0.0
+    look_at: float = 0.0
     wait: float = 0.0
     is_stopping: bool = False
     signals: int = -1
@@ -183,7 +184,7 @@ class Supervisor:
         read, self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self.signals)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, _nothing)
+            signal.signal(number, lambda *_: None)  # its only effect is a byte in the wake-up pipe
         if not self.is_alone():
             return self._refuse(f"another pysendmaild is running here ({self.paths.run}/lock)")
         self.open_sockets()
@@ -203,8 +204,8 @@ class Supervisor:
                 return EX_OK
             if self.runner is None and not self.is_stopping and time.monotonic() >= self.restart_at:
                 self._restart()
-            self.listeners.look_after()
-            self._watch()
+            if not ready or self.is_stopping or time.monotonic() >= self.look_at:
+                self._look_after()
 
     def _refuse(self, why: str) -> int:
         print(f"pysendmaild: {why}", file=sys.stderr)
@@ -310,18 +311,17 @@ class Supervisor:
         if self.runner is not None:
             self.runner.beaten = time.monotonic()
 
-    def _watch(self) -> None:
+    def _look_after(self) -> None:
+        """What is not done for each of thousands of agents that come and go."""
+        now = time.monotonic()
+        self.look_at = now + LOOK_EVERY
+        self.listeners.look_after()
         if self.runner is None:
             return
-        now = time.monotonic()
         if self.runner.told and now - self.runner.told > STOP_WITHIN:
             os.kill(self.runner.pid, signal.SIGKILL)
         if now - self.runner.beaten < BEAT_WITHIN:
             self.service.tell("WATCHDOG=1")
-
-
-def _nothing(number: int, frame: object) -> None:
-    """A signal's only effect is its byte in the wake-up pipe."""
 
 
 def load(paths: Paths, log: Log) -> config.Config:

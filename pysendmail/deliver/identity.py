@@ -6,6 +6,7 @@ CVE-2000-0506, Exim CVE-2011-0017: the result of setuid was not looked at; maild
 root).
 """
 
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps: that makes enums of 62 numbers at each fork
 import ctypes
 import os
 import resource
@@ -17,6 +18,9 @@ UMASK = 0o077
 MAX_FILES = 1024
 EX_TEMPFAIL = 75
 
+_ALL = tuple(int(number) for number in signal.valid_signals())
+_HANDLED = tuple(number for number in _ALL if number not in (signal.SIGKILL, signal.SIGSTOP))
+
 
 class NotBecome(Exception):
     """The process is not what it should be now. The only thing left to do is to end it."""
@@ -25,14 +29,14 @@ class NotBecome(Exception):
 def fork() -> int:
     """As os.fork, for a child that calls `clean` first: no signal reaches it before that. A handler of its parent's
     would otherwise run in it, and tell the parent of a signal that was not the parent's."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL)
     pid = -1
     try:
         pid = os.fork()
         return pid
     finally:
         if pid != 0:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
 def clean(keep: set[int]) -> None:
@@ -52,10 +56,10 @@ def clean(keep: set[int]) -> None:
         last = fd + 1
     os.closerange(last, 65536 if limit == resource.RLIM_INFINITY else max(limit, last))
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) not in (signal.SIG_DFL, None):
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in _HANDLED:
+        if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
+            _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     os.umask(UMASK)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

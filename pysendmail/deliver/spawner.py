@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -58,6 +59,11 @@ class Spawner:
     ending: dict[int, str] = field(default_factory=dict)
     is_root: bool = field(default_factory=lambda: os.geteuid() == 0)
     pid: int = field(default_factory=os.getpid)
+
+    def __post_init__(self) -> None:
+        """Have the C library read what it reads once a process (nsswitch.conf, the time zone), not in each child."""
+        os.getgrouplist("root", 0)
+        time.localtime()
 
     def answer(self) -> bool:
         """One packet from the runner. False when the runner is gone."""
