@@ -107,12 +107,11 @@ class Supervisor:
             path = f"{self.paths.run}/{name}"
             if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)  # of an earlier daemon
-            opened = socket.socket(socket.AF_UNIX, kind)
+            opened = self.sockets[name] = socket.socket(socket.AF_UNIX, kind)
             opened.bind(path)
             os.chmod(path, 0o666)  # noqa: S103 - whoever submits; peers are known by their uid
             if kind == socket.SOCK_STREAM:
                 opened.listen(BACKLOG)
-            self.sockets[name] = opened
 
     def close_drop(self) -> None:
         """Whatever a user makes in the drop, with whatever umask, shall be readable for no other user.
