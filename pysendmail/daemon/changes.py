@@ -33,7 +33,7 @@ class Owner(Protocol):
     def changed(self, entry: Entry) -> None:
         """A message that goes on waiting is not what it was."""
 
-    def gone(self, entry: Entry) -> None:
+    def gone(self, message: Message) -> None:
         """A message is no longer in the queue."""
 
     def make_ready(self, queue_ids: list[str]) -> None:
@@ -74,7 +74,7 @@ def delete(owner: Owner, entry: Entry) -> None:
     """Gone, and nobody is told but the log."""
     message = listing.peek(owner.queue, entry)
     owner.queue.finish(message)
-    owner.gone(entry)
+    owner.gone(message)
     owner.events.noted(entry.id, f"deleted by the administrator: from=<{message.envelope.sender}>, "
                                  f"nrcpts={len(message.envelope.recipients)}")
 

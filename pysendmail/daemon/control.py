@@ -71,8 +71,12 @@ class ControlDoor:
                 continue
             try:
                 line = self._line(queue_id)
-            except (OSError, Broken, Damaged, ValueError):
-                continue  # it has just left, or the next attempt moves it to bad/
+            except FileNotFoundError:
+                continue  # it has just left
+            except (OSError, Broken, Damaged, ValueError) as problem:
+                if not sees_all or entry is None:
+                    continue
+                line = line_of(listing.damaged(entry, problem))  # the next attempt moves it to bad/
             if sees_all and not asked:
                 yield line
                 continue

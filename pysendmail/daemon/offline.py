@@ -56,8 +56,8 @@ class Offline:
     def changed(self, entry: Entry) -> None:
         """Nobody keeps a listing of it."""
 
-    def gone(self, entry: Entry) -> None:
-        self._entries.pop(entry.id, None)
+    def gone(self, message: Message) -> None:
+        self._entries.pop(message.id, None)
 
     def make_ready(self, queue_ids: list[str]) -> None:
         for one in queue_ids:

@@ -259,10 +259,11 @@ class Runner:
         """An administrator has changed a message that goes on waiting."""
         self.catalogue.forget(entry.id)
 
-    def gone(self, entry: Entry) -> None:
+    def gone(self, message: Message) -> None:
         """An administrator has removed a message that was waiting."""
-        self.waiting.remove(entry.id)
-        self.shares.remove(entry.uid, 0)
+        self.catalogue.forget(message.id)
+        self.waiting.remove(message.id)
+        self.shares.remove(message.entry.uid, message.length)
 
     def resume(self, message: Message) -> None:
         """Work on a message that was waiting, and is in memory."""

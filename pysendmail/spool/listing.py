@@ -78,7 +78,12 @@ def _read(queue: Queue, entry: Entry, lifetime: int) -> Item | None:
     except FileNotFoundError:
         return None  # it has just left
     except (Broken, Damaged, ValueError) as problem:
-        return _bare(entry.id, entry.place, entry.uid) | {"attempts": entry.attempts, "reason": f"damaged: {problem}"}
+        return damaged(entry, problem)
+
+
+def damaged(entry: Entry, problem: Exception) -> Item:
+    """The listing of a message that cannot be read."""
+    return _bare(entry.id, entry.place, entry.uid) | {"attempts": entry.attempts, "reason": f"damaged: {problem}"}
 
 
 def _bare(queue_id: str, place: str, uid: int) -> Item:

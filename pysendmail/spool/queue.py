@@ -27,6 +27,7 @@ that is appended to a journal happens after `secure`.
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import intern
@@ -213,8 +214,15 @@ class Queue:
 
     def load(self, entry: Entry) -> Message:
         """Read and check a whole message and its journal. Raises Broken (for bad/) or OSError (try again)."""
-        fd = self.open_entry(entry)
         try:
+            fd = self.open_entry(entry)
+        except OSError as problem:
+            if problem.errno in (errno.ELOOP, errno.ENXIO):
+                raise Broken("not a regular file") from problem
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Damaged("not a regular file")
             envelope, offset, length = read_envelope(fd, entry.id, verify=True)
         except (Damaged, ValueError) as problem:
             raise Broken(str(problem)) from problem
@@ -246,8 +254,8 @@ class Queue:
         return self.open_entry(message.entry)
 
     def open_entry(self, entry: Entry) -> int:
-        """A new read-only descriptor of the file of an entry."""
-        return os.open(f"{self._root}/{entry.place}/{entry.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """A new read-only descriptor of the file of an entry; whatever lies there, this does not wait."""
+        return os.open(f"{self._root}/{entry.place}/{entry.name}", durable.READ)
 
     def path(self, message: Message) -> str:
         return f"{self._root}/{message.entry.place}/{message.entry.name}"

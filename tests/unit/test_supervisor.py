@@ -1,4 +1,4 @@
-"""The supervisor's bookkeeping: when a runner is started again, what the service manager hears, whose the sockets are."""
+"""The supervisor's bookkeeping: when a runner is started again, what the service manager hears, its sockets."""
 
 import os
 import signal
