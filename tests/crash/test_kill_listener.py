@@ -5,15 +5,19 @@ Each fault has a listener of its own. What the client heard and what lies in smt
 never half of it. A call that fails costs the message a 4xx, and the session nothing.
 """
 
+import asyncio
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
-from pysendmail.daemon import inbox
+from pysendmail.daemon import inbox, policy
 from pysendmail.paths import Paths
 from tests.crash import harness
 from tests.crash.effort import some
@@ -34,9 +38,38 @@ class Result:
     struck: int
 
 
+class InPlace(Executor):
+    """Does at once what it is given to do."""
+
+    def __init__(self, *_: object) -> None:
+        """As a pool is made."""
+
+    def submit(self, function: Callable[..., Any], /, *words: Any, **more: Any) -> Future[Any]:  # type: ignore[override]
+        done: Future[Any] = Future()
+        done.set_result(function(*words, **more))
+        return done
+
+
+class SyncsInPlace(inbox.Syncs):
+    """The same for syncs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, directory: str) -> None:
+        self._loop = loop
+        self._waiting = SimpleQueue()
+        self._returned = deque()
+        self._is_called = False
+        self._directory = directory
+
+    def put(self, fd: int, done: inbox.Done) -> None:
+        super().put(fd, done)
+        self._waiting.put(None)
+        self._work()
+
+
 def one_thread() -> None:
-    """One thread syncs, so that its calls can be counted."""
-    inbox.SYNCS = 1
+    """In the listener: strace does not get away from a process of several threads that it has killed."""
+    inbox.Syncs = SyncsInPlace  # type: ignore[misc]
+    policy.ThreadPoolExecutor = InPlace  # type: ignore[assignment,misc]
 
 
 @pytest.fixture

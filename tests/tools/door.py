@@ -134,8 +134,11 @@ class Door:
             os.kill(pid, number)
         return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
-    def close(self) -> None:
+    def close_processes(self) -> None:
         self.stop(signal.SIGKILL)
+
+    def close(self) -> None:
+        self.close_processes()
         for one in (self._plain, self._proxied):
             one.close()
         self.log.close()
