@@ -116,7 +116,10 @@ class Syslog:
 
 def to_stderr(priority: int, text: str) -> None:
     """A log for the demo and for tests: one line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # as above: it is full or gone
 
 
 Log = Callable[[int, str], None]

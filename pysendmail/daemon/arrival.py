@@ -66,6 +66,7 @@ class Arrival:
         self._draft: Draft | None = None  # once its header is known
         self._envelope: Envelope | None = None
         self._incoming: Incoming | None = None
+        self._refusal: Reply | None = None  # it is refused already
         self._fields = b""
         self._hold = ""
 
@@ -122,8 +123,8 @@ class Arrival:
     def complete(self) -> Reply | None:
         """All of its header is there: put in front of it what belongs there. None, or why it is refused."""
         incoming, envelope, source = self._incoming, self._envelope, self._source
-        if self._draft is not None:
-            return None
+        if self._refusal is not None or self._draft is not None:
+            return self._refusal
         if incoming is None or envelope is None or source is None:
             return _NOT_STORED
         text, refusal = begin(incoming.held(), envelope, self._config, is_ours=source.is_ours)
@@ -169,12 +170,14 @@ class Arrival:
     def refuse(self, refusal: Reply) -> None:
         """Say in the log that the message is not taken, and forget it."""
         self._events.content_refused(self.id, self._source.shown if self._source else "", refusal.words)
+        self._refusal = refusal
         self.give_up()
 
     def _trouble(self, trouble: OSError) -> Reply:
         self._events.trouble(f"{self.id}: cannot store a message: {trouble.strerror}")
         self.give_up()
-        return _NO_ROOM if trouble.errno in _FULL else _NOT_STORED
+        self._refusal = _NO_ROOM if trouble.errno in _FULL else _NOT_STORED
+        return self._refusal
 
     def give_up(self) -> None:
         """Nothing comes of it."""
