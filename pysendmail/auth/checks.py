@@ -17,6 +17,7 @@ from ..mail.changes import Draft
 from ..net.resolver import Resolver
 from ..smtp.reply import Reply, reply
 from . import Client, Findings, dkim, dmarc, results, spf
+from .author import from_domain
 from .dmarc import DmarcResult
 from .lookups import Lookups
 
@@ -63,7 +64,7 @@ class Checks:
             by_dkim = dkim.check(text.head, self._body(draft), lookups)
             passed += [(one.domain, True) for one in by_dkim if one.result == "pass"]
         if by_spf is not None and by_dkim is not None:
-            by_dmarc = dmarc.check(dmarc.from_domain(text.head), passed, lookups)
+            by_dmarc = dmarc.check(from_domain(text.head), passed, lookups)
             is_unsure = by_spf.result == "temperror" or any(one.result in ("temperror", "neutral") for one in by_dkim)
             if by_dmarc.result == "fail" and is_unsure:  # what could not be found out might have been a pass
                 by_dmarc = DmarcResult("temperror", by_dmarc.domain, by_dmarc.policy)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from ..mail import address, headers
-from ..mail.envelope import text
+from .author import to_ascii
 from .lookups import Lookups
 from .optional import optional
 
@@ -44,30 +43,6 @@ class DmarcResult:
     domain: str = ""
     policy: str = ""
     percent: int = 100
-
-
-def from_domain(head: bytes) -> str:
-    """The one domain in From, in ASCII and small letters; "" where there is not exactly one."""
-    fields = [head[start:end] for name, start, end in headers.scan(head)[0] if name == b"from"]
-    if len(fields) != 1:
-        return ""
-    try:
-        found = address.parse_list(fields[0].partition(b":")[2])
-    except address.AddressError:
-        return ""
-    domains = {to_ascii(text(address.split(spec)[1])) for spec, _, _ in found}
-    return domains.pop() if len(domains) == 1 else ""
-
-
-def to_ascii(domain: str) -> str:
-    """A domain as DNS knows it; "" if it does not."""
-    domain = domain.rstrip(".").lower()
-    if not domain.isascii():
-        try:
-            domain = domain.encode("idna").decode("ascii")
-        except UnicodeError:
-            return ""
-    return domain if "." in domain and not domain.startswith("[") else ""
 
 
 @cache

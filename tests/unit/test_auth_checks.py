@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysendmail.auth import Client, Findings, dkim, dmarc, results
+from pysendmail.auth.author import from_domain
 from pysendmail.auth.checks import Checks, are_available
 from pysendmail.auth.dkim import DkimResult
-from pysendmail.auth.dmarc import DmarcResult, Policy, from_domain, organization, read_policy
+from pysendmail.auth.dmarc import DmarcResult, Policy, organization, read_policy
 from pysendmail.auth.forged import without_forged
 from pysendmail.auth.spf import SpfResult
 from pysendmail.mail.changes import Draft, Text
