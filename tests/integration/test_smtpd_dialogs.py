@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pysendmail.config import identity
 from pysendmail.paths import Paths
 from pysendmail.smtp.wire import LineEnds
 from tests.tools import certificate, dialog
@@ -30,6 +31,7 @@ LAUNCHER = """
 import sys
 sys.path.insert(0, {code!r})
 from pysendmail.cli.sendmail import main
+from pysendmail.config import identity
 from pysendmail.paths import Paths
 main(sys.argv, Paths({root!r}))
 """
@@ -41,7 +43,7 @@ def names(dialogs: list[Dialog]) -> list[str]:
 
 @dataclass
 class Conversation:
-    """client: at the other end of the server. taken: the messages that are taken, in order: (sender, recipients, text)."""
+    """client: at the other end of the server. taken: messages in their order: (sender, recipients, text)."""
 
     dialog: Dialog
     client: Client
@@ -169,7 +171,7 @@ class Process(Client):
 def test_on_a_pipe(one: Dialog, is_slow: bool, paths: Paths) -> None:
     with Process(paths) as client:
         conversation = Conversation(one, client, is_slow)
-        conversation.hostname = os.uname().nodename
+        conversation.hostname = identity.find(paths, identity.node_name()).hostname
         conversation.hold()
         assert client.ended() == (1 if one.name == "eof_in_content" else 0)
 
