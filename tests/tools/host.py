@@ -294,7 +294,7 @@ class Host:
              options: Sequence[str] = ("-i",), uid: int | None = None) -> "Mail":
         """Submit a message as a user. uid: another than the sender's. Raises AssertionError unless it exits with 0."""
         mail = Mail(f"m{next(_numbers)}.{os.getpid()}")
-        if not self.is_root and uid is None:
+        if not self.is_root and uid is None and "-f" not in options:
             options = [*options, "-f", sender]  # all users have one uid
         name = mail.name.encode()
         content = b"Subject: %s\nMessage-ID: <%s@test>\n%s\n%s" % (name, name, headers, text)

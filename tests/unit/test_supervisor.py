@@ -121,19 +121,19 @@ def test_fork_that_fails_is_tried_again_later(
 
 def test_watchdog_hears_of_a_runner_that_gives_signs_of_life(one: Supervisor, heard: Heard, now: list[float]) -> None:
     one.runner = runner()
-    one._watch()
+    one._look_after()
     assert heard.lines == ["WATCHDOG=1"]
     now[0] += module.BEAT_WITHIN + 1
-    one._watch()
+    one._look_after()
     assert heard.lines == ["WATCHDOG=1"], "a runner that hangs is a service that hangs"
     one._beat()
-    one._watch()
+    one._look_after()
     assert heard.lines == ["WATCHDOG=1"] * 2
     one.runner.link.close()
 
 
 def test_watchdog_hears_nothing_while_there_is_no_runner(one: Supervisor, heard: Heard) -> None:
-    one._watch()
+    one._look_after()
     assert heard.lines == []
 
 
@@ -155,7 +155,7 @@ def test_runner_that_does_not_stop_is_killed(one: Supervisor, now: list[float], 
     for _ in range(4):
         now[0] += module.STOP_WITHIN / 4 + 0.1
         one._signalled(number)
-        one._watch()
+        one._look_after()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     one.runner.link.close()
 
