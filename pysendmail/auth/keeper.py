@@ -33,6 +33,10 @@ YES, NO, TROUBLE = b"y", b"n", b"t"
 _NUMBER = struct.Struct("!I")
 
 
+def is_wanted(settings: AuthSettings) -> bool:
+    return bool(settings.password_file) or settings.pam
+
+
 def start(settings: AuthSettings, kept: frozenset[int]) -> socket.socket:
     """Fork the keeper; the listener's end of the channel. kept: descriptors that a log needs. Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
