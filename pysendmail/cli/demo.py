@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 
 from ..paths import Paths
 from ..spool.queue import prepare
@@ -26,7 +27,9 @@ from pysendmail.paths import Paths
 main(sys.argv, Paths({root!r}))
 """
 NOBODY = 65534  # uid and gid of nobody and nogroup in Debian
+INTERRUPTED = 130  # exit code, as shells have it
 WITHIN = 30.0  # seconds for anything that the demo waits for
+SETTINGS = 'hostname = "demo.example"\n[smtpd]\nlisten = []\n'
 ALIASES = "# aliases(5) of the demo\npostmaster: root\nroot: you\nteam: you, colleague\n"
 MESSAGE = "From: you\nTo: {to}\nSubject: {subject}\n\n{text}\n"
 
@@ -55,8 +58,14 @@ def as_nobody(code: str, argv: list[str]) -> int:
         os.chmod(copy, 0o755)  # noqa: S103 - it holds nothing but the program
         again = (f"import sys; sys.path.insert(0, {copy!r}); from pysendmail.cli.demo import main; "
                  f"sys.exit(main({argv!r}))")
-        return subprocess.run([sys.executable, "-I", "-B", "-c", again], check=False, cwd="/", user=NOBODY,
-                              group=NOBODY, extra_groups=[], env={"PATH": "/usr/bin:/bin"}).returncode
+        # In a session of its own: Ctrl-C reaches it once, by us, and it can tidy up.
+        with subprocess.Popen([sys.executable, "-I", "-B", "-c", again], cwd="/", user=NOBODY, group=NOBODY,
+                              extra_groups=[], env={"PATH": "/usr/bin:/bin"}, start_new_session=True) as child:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                child.send_signal(signal.SIGINT)
+                return child.wait()
     finally:
         shutil.rmtree(copy)
 
@@ -71,7 +80,7 @@ def make_root(code: str) -> str:
         os.makedirs(path, exist_ok=True)
     for path in (paths.drop_tmp, paths.drop_new):
         os.chmod(path, 0o3733)  # noqa: S103 - as the package has it
-    for path, text in ((paths.aliases, ALIASES), (paths.mailname, "demo.example\n")):
+    for path, text in ((paths.aliases, ALIASES), (paths.mailname, "demo.example\n"), (paths.settings, SETTINGS)):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     for name in ("sendmail", "mailq", "newaliases"):
@@ -114,6 +123,16 @@ def wait_for(path: str, *words: str) -> str:
     raise SystemExit(f"demo: {path} did not get {' and '.join(words)} within {WITHIN:.0f} s")
 
 
+def wait_until_empty(paths: Paths) -> None:
+    """Until no message is in the queue."""
+    places = (paths.drop_new, paths.intake, f"{paths.queue}/new", f"{paths.queue}/cur")
+    end = time.monotonic() + WITHIN
+    while any(map(os.listdir, places)):
+        if time.monotonic() > end:
+            raise SystemExit(f"demo: the queue is not empty after {WITHIN:.0f} s")
+        time.sleep(0.05)
+
+
 def say(text: str) -> None:
     print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
@@ -130,30 +149,49 @@ def show(text: str) -> None:
     print("\n".join("    " + line for line in text.rstrip("\n").split("\n")), flush=True)
 
 
-def play(root: str, log: str) -> int:
-    """The story; the pid of the daemon at its end."""
-    mailbox = f"{root}/var/mail/you"
-    say("A message while the daemon is down, as from cron: it is safe on disk when sendmail exits 0")
-    run(root, "sendmail", "-i", "-FCronDaemon", "-oem", "root",
-        text=MESSAGE.format(to="root", subject="Cron <root@demo> backup", text="All 42 files are saved."))
-    say("It waits in the drop directory; mailq finds it there")
-    run(root, "mailq")
-    say("The daemon starts and takes it in: root is an alias for you")
-    daemon = start_daemon(root, log)
-    show(wait_for(mailbox, "All 42 files"))
-    say("An alias for two people, and a recipient who does not exist")
-    run(root, "sendmail", "-i", "team", "nobody-here",
-        text=MESSAGE.format(to="team, nobody-here", subject="hello", text="Lunch at noon?"))
-    wait_for(f"{root}/var/mail/colleague", "Lunch at noon?")
-    text = wait_for(mailbox, "Lunch at noon?", "nobody-here", "multipart/report")
-    say("The colleague has a copy, you have one, and this report about nobody-here")
-    show(text[text.index("From MAILER-DAEMON"):][:2200])
-    say("The queue is empty again")
-    run(root, "mailq")
-    say("What the log says")
-    with open(log, encoding="utf-8") as file:
-        show(file.read())
-    return daemon
+@dataclass
+class Demo:
+    """A private host. daemon: its pid, 0 = it does not run."""
+
+    root: str
+    daemon: int = 0
+
+    @property
+    def log(self) -> str:
+        return f"{self.root}/log"
+
+    def play(self) -> None:
+        """The story."""
+        root, mailbox = self.root, f"{self.root}/var/mail/you"
+        say("A message while the daemon is down, as from cron: it is safe on disk when sendmail exits 0")
+        run(root, "sendmail", "-i", "-FCronDaemon", "-oem", "root",
+            text=MESSAGE.format(to="root", subject="Cron <root@demo> backup", text="All 42 files are saved."))
+        say("It waits in the drop directory; mailq finds it there")
+        run(root, "mailq")
+        say("The daemon starts and takes it in: root is an alias for you")
+        self.daemon = start_daemon(root, self.log)
+        show(wait_for(mailbox, "All 42 files"))
+        say("An alias for two people, and a recipient who does not exist")
+        run(root, "sendmail", "-i", "team", "nobody-here",
+            text=MESSAGE.format(to="team, nobody-here", subject="hello", text="Lunch at noon?"))
+        wait_for(f"{root}/var/mail/colleague", "Lunch at noon?")
+        text = wait_for(mailbox, "Lunch at noon?", "nobody-here", "multipart/report")
+        say("The colleague has a copy, you have one, and this report about nobody-here")
+        show(text[text.index("From MAILER-DAEMON"):][:3000])
+        wait_until_empty(Paths(root))
+        say("The queue is empty again")
+        run(root, "mailq")
+        say("What the log says")
+        with open(self.log, encoding="utf-8") as file:
+            show(file.read())
+        say("Done: two messages in, three copies and one report delivered, nothing lost")
+
+    def close(self, *, keep: bool) -> None:
+        if self.daemon:
+            os.kill(self.daemon, signal.SIGTERM)
+            os.waitpid(self.daemon, 0)
+        if not keep:
+            shutil.rmtree(self.root, ignore_errors=True)
 
 
 def main(argv: list[str]) -> int:
@@ -161,22 +199,15 @@ def main(argv: list[str]) -> int:
     code = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if os.geteuid() == 0:
         return as_nobody(code, argv)
-    root = make_root(code)
-    log = f"{root}/log"
-    print(f"Everything is below {root}")
-    daemon = 0
+    demo = Demo(make_root(code))
+    print(f"Everything is below {demo.root}")
     try:
-        daemon = play(root, log)
+        demo.play()
         if "--stay" in argv:
-            say(f"It goes on. Try: echo hi | {root}/bin/sendmail you; press Ctrl-C to end")
+            say(f"It goes on. Try: echo hi | {demo.root}/bin/sendmail you; press Ctrl-C to end")
             signal.pause()
     except KeyboardInterrupt:
-        pass
+        return 0 if "--stay" in argv else INTERRUPTED
     finally:
-        if daemon:
-            os.kill(daemon, signal.SIGTERM)
-            os.waitpid(daemon, 0)
-        if "--keep" not in argv:
-            shutil.rmtree(root, ignore_errors=True)
-    print("\nDone: two messages in, three copies and one report delivered, nothing lost.")
+        demo.close(keep="--keep" in argv)
     return 0
