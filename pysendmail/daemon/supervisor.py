@@ -188,8 +188,8 @@ class Supervisor:
             return self._refuse(f"another pysendmaild is running here ({self.paths.run}/lock)")
         self.open_sockets()
         self.close_drop()
-        self.start_runner()
         self.listeners.use(self.settings)
+        self.start_runner()
         while True:
             watched = [read] if self.runner is None else [read, self.runner.link.fileno()]
             ready = spawner.wait_readable(watched, self._pause())
