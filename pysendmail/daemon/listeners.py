@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Config
+from ..config import Config, split_endpoint
 from ..deliver import identity
 from ..events import ERROR, WARNING, Log
 from ..paths import Paths
@@ -124,7 +124,8 @@ class Listeners:
     def _wanted(self) -> int:
         if self._settings is None or self._is_stopping or not self._ports.get():
             return 0
-        return self._settings.smtpd.processes or self._by_itself
+        by_itself = 1 if _is_for_this_host(self._settings) else self._by_itself
+        return self._settings.smtpd.processes or by_itself
 
     def _count(self) -> int:
         return sum(not process.is_leaving for process in self._processes.values())
@@ -205,3 +206,9 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return seen.st_mtime_ns, seen.st_ino, seen.st_size
+
+
+def _is_for_this_host(settings: Config) -> bool:
+    """Whether nobody but clients on this host is listened to: they are few, and idle memory counts."""
+    hosts = (split_endpoint(listener.address)[0] for listener in settings.listeners)
+    return all(host == "::1" or host.startswith(("127.", "/", "unix:")) for host in hosts)
