@@ -95,7 +95,9 @@ class SmtpdSettings:
     relay_from: tuple[str, ...] = setting(
         ("127.0.0.0/8", "::1/128"), kinds.NETWORKS,
         "Clients that may send mail to anywhere. Others, unless they log in, are strangers.", common=True)
-    processes: int = setting(0, whole(0, 16), "Processes that take SMTP. 0: one for clients on this host, else one for each processor, at most 4.")
+    processes: int = setting(
+        0, whole(0, 16),
+        "Processes that take SMTP. 0: one for clients on this host, else one for each processor, at most 4.")
     greeting_delay: int = setting(
         1, whole(0, 60), "How long strangers wait for the greeting; who talks before it is turned away.", SECONDS)
     check_sender: bool = setting(True, kinds.BOOLEAN, "Whether the domain of a stranger's sender must exist in DNS.")
