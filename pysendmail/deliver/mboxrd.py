@@ -108,35 +108,39 @@ def inspect(fd: int, size: int, parcels: Sequence[Parcel]) -> Tail:
     """Look for copies of these parcels at the end of a locked mailbox; the last may be torn, `end` then excludes it.
 
     A whole copy counts only if it contains our queue id: two messages may well be equal, and both are wanted. A torn
-    one is the start of what is about to be written in full. Raises OSError for the mailbox, Unreadable for the queue
-    file.
+    one is the start of what is about to be written in full, perhaps with zeros in place of some of it (`_is_holed`).
+    Raises OSError for the mailbox, Unreadable for the queue file.
     """
     tail = Tail(size, size, set())
-    waiting = {index: parcel for index, parcel in enumerate(parcels) if parcel.may_repeat}
+    asked = {index: parcel for index, parcel in enumerate(parcels) if parcel.may_repeat}
+    if not asked:
+        return tail
+    waiting = dict(asked)
     # Quoting adds a byte to a line of at least five, and separators may have been put in.
-    reach = max((p.size + p.size // 5 + len(p.from_line) + 16 for p in waiting.values()), default=0)
-    end = size
-    while waiting:
+    sizes = [parcel.size + parcel.size // 5 + len(parcel.from_line) + 16 for parcel in asked.values()]
+    reach, end = max(sizes), size
+    while waiting and end > 0:
         start = _last_start(fd, end, max(0, end - reach))
-        if start < 0:
-            break
-        begin = _read(fd, start, min(_WINDOW, end - start))
-        found = _recognise(fd, start, end, begin, waiting, may_be_torn=end == size)
-        if found is None:
-            break
-        index, is_whole = found
+        index, is_whole = _recognise(fd, start, end, waiting, may_be_torn=end == size) if start >= 0 else (-1, False)
         if is_whole:
             tail.repeats.add(index)
             del waiting[index]
-        else:
+        elif index >= 0:
             tail.end = start
+        else:
+            start = _find_scrap(fd, end, max(0, end - sum(sizes)), asked)
+            if start < 0:
+                break
+            # What stands behind it, whole or not, is cut off with it and written again.
+            tail.end, tail.repeats, waiting = start, set(), dict(asked)
         tail.floor = end = start
     return tail
 
 
-def _recognise(fd: int, start: int, end: int, begin: bytes, waiting: dict[int, Parcel], *,
-               may_be_torn: bool) -> tuple[int, bool] | None:
-    """(index, is whole) of the parcel that file[start:end] is a copy of; begin: its first bytes."""
+def _recognise(fd: int, start: int, end: int, waiting: dict[int, Parcel], *,
+               may_be_torn: bool) -> tuple[int, bool]:
+    """(index, is whole) of the parcel that file[start:end] is a copy of, index -1 = of none."""
+    begin = _read(fd, start, min(_WINDOW, end - start))
     for index, parcel in waiting.items():
         has_id = parcel.queue_id.encode("ascii") in begin
         # Without our id it can only be ours if it broke off inside the header: nobody's message ends there.
@@ -147,13 +151,15 @@ def _recognise(fd: int, start: int, end: int, begin: bytes, waiting: dict[int, P
             return index, True
         if verdict == "torn" and may_be_torn:
             return index, False
-    return None
+    return -1, False
 
 
 def _compare(fd: int, start: int, end: int, parcel: Parcel) -> str:
     """ "whole", "torn" or "other". The date in the From_ line may differ; what follows a whole copy is empty lines."""
     line = _read(fd, start, min(len(parcel.from_line) + 64, end - start))
     sender = parcel.from_line[:parcel.from_line.find(b" ", len(_FROM)) + 1]
+    if b"\0" in line:
+        return "other"
     if not line.startswith(sender):
         return "torn" if len(line) < len(sender) and sender.startswith(line) and start + len(line) == end else "other"
     line_end = line.find(b"\n") + 1
@@ -166,6 +172,76 @@ def _compare(fd: int, start: int, end: int, parcel: Parcel) -> str:
             return "torn" if at + len(there) == end and piece.startswith(there) else "other"
         at += len(there)
     return "other" if _read(fd, at, min(end - at, _WINDOW)).strip(b"\n") else "whole"
+
+
+# ---- after a loss of power
+
+def _find_scrap(fd: int, end: int, floor: int, asked: dict[int, Parcel]) -> int:
+    """Where something starts, at the end of file[:end], that only a torn append can have left; -1 = nothing."""
+    written = _without_zeros(fd, end, floor)
+    for length in range(1, len(_FROM)):  # of a From_ line that broke off in its first word
+        if _read(fd, max(0, written - length), length) == _FROM[:length] and _is_between(fd, written - length):
+            return written - length
+    for start in (_last_start(fd, end, floor), _last_hole(fd, end, floor)):
+        if start >= 0 and _is_holed(fd, start, end, asked):
+            return start
+    return -1
+
+
+def _without_zeros(fd: int, end: int, floor: int) -> int:
+    """Where the zeros begin that file[:end] ends in, not looking below `floor`."""
+    while end > floor and _read(fd, end - 1, 1) == b"\0":
+        low = max(floor, end - _WINDOW)
+        end = low + len(_read(fd, low, end - low).rstrip(b"\0"))
+    return end
+
+
+def _is_between(fd: int, at: int) -> bool:
+    """Whether a message may start there."""
+    return at == 0 or (at >= 2 and _read(fd, at - 2, 2) == b"\n\n")
+
+
+def _last_hole(fd: int, end: int, floor: int) -> int:
+    """Where the last message starts whose first word is lost in zeros, not looking below `floor`; -1 = nowhere."""
+    high = end
+    while high > floor:
+        low = max(floor, high - _WINDOW)
+        data = _read(fd, low, min(end, high + len(_START)) - low)
+        at = max(data.rfind(_START[:length] + b"\0") for length in range(2, len(_START)))
+        if at >= 0:
+            return low + at + 2
+        high = low
+    begin, zero, _ = _read(fd, 0, min(end, len(_FROM))).partition(b"\0")
+    return 0 if floor == 0 and zero and _FROM.startswith(begin) else -1
+
+
+def _is_holed(fd: int, start: int, end: int, asked: dict[int, Parcel]) -> bool:
+    """Whether file[start:end] is what a torn append of these parcels leaves: zeros, and the right bytes besides.
+
+    ext4 notes how long a file is before it has the data, where that goes into a block which the file had already. So
+    after a loss of power there may be zeros from where we began to write up to the next block, or to the end.
+    """
+    at, has_zeros = start, False
+    for parcel in asked.values():
+        for piece, is_date in _expected(parcel):
+            there = _read(fd, at, min(len(piece), end - at))
+            at += len(there)
+            if there != piece[:len(there)]:
+                if not is_date and not all(byte in (0, wanted) for byte, wanted in zip(there, piece, strict=False)):
+                    return False
+                has_zeros = has_zeros or b"\0" in there
+            if at == end:
+                return has_zeros
+    return False
+
+
+def _expected(parcel: Parcel) -> Iterator[tuple[bytes, bool]]:
+    """The parcel in pieces, and whether a piece is the date, which is another one in each attempt."""
+    date = parcel.from_line.find(b" ", len(_FROM)) + 1
+    yield parcel.from_line[:date], False
+    yield parcel.from_line[date:], True
+    for piece in _render(b"", parcel):
+        yield piece, False
 
 
 def _last_start(fd: int, end: int, floor: int) -> int:

@@ -1,4 +1,4 @@
-"""A whole host for the tests that kill its processes."""
+"""A whole host for the tests that kill its processes, and what the crash tests have tried, at the end of the run."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pysendmail.paths import Paths
+from tests.crash import effort
 from tests.tools.host import Host
 
 
@@ -21,3 +22,8 @@ def make_host(open_paths: Paths) -> Iterator[Callable[..., Host]]:
     yield make
     for host in made:
         host.close()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in effort.said:
+        terminalreporter.write_line(f"crash tests: {line}")

@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pysendmail.deliver import locks
+from tests.tools.host import Host, descendants, end
+
 ERRORS = ("EIO", "ENOSPC", "EMFILE", "EDQUOT")
 KILL = "SIGKILL"
 # Calls about files. With "?" those that this machine does not have are no error.
@@ -113,3 +116,36 @@ class Attached:
 def struck(text: str) -> int:
     """How often the fault has happened, by what strace has written."""
     return text.count("(INJECTED)") + text.count("+++ killed by SIGKILL +++")
+
+
+# ---- the end of a whole host
+
+def die(host: Host) -> None:
+    """Everything dies at once."""
+    if host.process is not None:
+        below = descendants(host.process.pid)
+        host.process.kill()  # first: it would start others
+        host.ended()
+        for pid in below:
+            end(pid)
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:  # we are the parent of the orphans now, and a zombie would keep its locks
+            pass
+    except ChildProcessError:
+        pass
+
+
+def crash(host: Host) -> None:
+    """Everything dies, and comes up again."""
+    die(host)
+    age_locks(host)
+    host.start()
+
+
+def age_locks(host: Host) -> None:
+    """Whoever dies between making a dot lock and writing his number into it has locked the mailbox for as long as
+    locks.STALE says, and after a loss of power the number may be somebody else's. Let that time have passed."""
+    long_ago = time.time() - locks.STALE
+    for name in os.listdir(host.paths.mail):
+        if name.endswith(".lock"):
+            os.utime(f"{host.paths.mail}/{name}", (long_ago, long_ago))

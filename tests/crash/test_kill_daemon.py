@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pysendmail.deliver import locks
 from tests.crash import harness
-from tests.crash.effort import some
-from tests.crash.harness import KILL, Attached, Point
-from tests.tools.host import Host, Mail, descendants, end
+from tests.crash.effort import say, some
+from tests.crash.harness import KILL, Attached, Point, crash
+from tests.tools.host import Host, Mail
 
 SETTINGS = "[queue]\nretry_first = 1\nretry_max = 1\n"
 TEXT = b"BEGIN\n" + b"From here on every line is like the last one.\n" * 100 + b"END\n"
@@ -96,33 +95,6 @@ def _has(host: Host, mail: Mail) -> bool:
     return os.path.isfile(f"{host.paths.mail}/carol") and host.copies("carol", mail) > 0
 
 
-def crash(host: Host) -> None:
-    """Everything dies at once, and comes up again."""
-    assert host.process is not None
-    below = descendants(host.process.pid)
-    host.process.kill()  # first: it would start others
-    host.ended()
-    for pid in below:
-        end(pid)
-    reap()
-    # Whoever was killed between making a dot lock and writing his number into it has locked the mailbox for as long as
-    # locks.STALE says. That time has passed.
-    long_ago = time.time() - locks.STALE
-    for name in os.listdir(host.paths.mail):
-        if name.endswith(".lock"):
-            os.utime(f"{host.paths.mail}/{name}", (long_ago, long_ago))
-    host.start()
-
-
-def reap() -> None:
-    """We are the parent of the orphans now. A zombie would keep a mailbox locked whose lock names it."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
-
-
 def what_is_wrong(host: Host, mail: Mail, most: int) -> str:
     found = {name: host.copies(name, mail) for name in ("alice", "carol")}
     found["bob, a report"] = len(host.reports("bob", mail))
@@ -162,6 +134,6 @@ def test_nothing_is_lost_and_nothing_is_half(make_host: Callable[..., Host], vic
         check_boxes(host)
         tried += 1
         struck += times > 0
-    print(f"{victim.name}: {len(found)} calls, {tried} faults of {len(runs)} tried, {struck} of them happened")
+    say(f"{victim.name}: {len(found)} calls, {tried} faults of {len(runs)} tried, {struck} of them happened")
     assert host.files("queue/bad", "quarantine") == []
     assert struck >= tried * 3 // 4, f"only {struck} of {tried} faults have happened"

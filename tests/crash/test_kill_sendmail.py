@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash import harness
-from tests.crash.effort import some
+from tests.crash.effort import say, some
 from tests.crash.harness import KILL, Point
 from tests.tools.host import CODE, Host
 
@@ -79,7 +79,7 @@ def test_exit_0_means_delivered(make_host: Callable[..., Host], size: str, tmp_p
     host.start()
     host.wait_empty()
     balance(host, done, text)
-    print(f"sendmail, {size} message: {len(found)} calls, {len(done)} faults of {len(runs)} tried; exit codes "
+    say(f"sendmail, {size} message: {len(found)} calls, {len(done)} faults of {len(runs)} tried; exit codes "
           f"{dict(Counter(one.code for one in done))}; {len(left)} files left in drop/tmp by killed ones")
     assert len(left) <= sum(one.code == -signal.SIGKILL for one in done), "only who is killed leaves a file in drop/tmp"
 

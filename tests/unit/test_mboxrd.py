@@ -1,5 +1,6 @@
 """From_ quoting and the shape of a message in an mbox, against a slow reference; recognising our own copies."""
 
+import itertools
 import mailbox
 import os
 import re
@@ -201,6 +202,52 @@ def test_a_torn_copy_is_found_wherever_it_broke_off(parcels: Parcels, tmp_path: 
         assert (tail.end, tail.floor, tail.repeats) == (len(before), len(before), set()), f"broken off after {cut}"
 
 
+@pytest.mark.parametrize("before", [b"", OTHERS], ids=["empty", "others"])
+def test_zeros_in_a_torn_copy_are_torn_too(parcels: Parcels, tmp_path: Path, before: bytes) -> None:
+    """ext4 after a loss of power: zeros from anywhere to anywhere, then the rest or nothing; the date is another."""
+    made = parcels.make(message(1, b"Hello.\n" * 100), may_repeat=True)
+    whole = written(parcels.make(message(1, b"Hello.\n" * 100), from_line=LATER))
+    steps = [0, 3, 7, 20, 30, 43, 44, 60, 120, 180, 240, 300, 700, len(whole) - 1, len(whole)]
+    for start, end in itertools.combinations(steps, 2):
+        for cut in (end, len(whole)):
+            torn = (whole[:start] + bytes(end - start) + whole[end:])[:cut]
+            tail = look(tmp_path, before + torn, made)
+            assert tail == mboxrd.Tail(len(before), len(before), set()), f"zeros from {start} to {end} of {cut}"
+
+
+def test_zeros_behind_a_whole_copy(parcels: Parcels, tmp_path: Path) -> None:
+    """Two messages were written together, and of the second nothing is there but its length: both are written again."""
+    one, two = (parcels.make(message(n), number=n, may_repeat=True) for n in (1, 2))
+    content = OTHERS + written(one) + bytes(len(written(two)))
+    assert look(tmp_path, content, one, two) == mboxrd.Tail(len(OTHERS), len(OTHERS), set())
+
+
+def test_zeros_before_the_rest_of_a_batch(parcels: Parcels, tmp_path: Path) -> None:
+    batch = [parcels.make(message(n), number=n, may_repeat=True) for n in (1, 2, 3)]
+    whole = written(*batch)
+    for hole in range(0, len(whole), 50):
+        tail = look(tmp_path, OTHERS + bytes(hole) + whole[hole:-10], *batch)
+        assert tail.end == len(OTHERS) if hole else tail.end > len(OTHERS), f"zeros up to {hole}"
+
+
+@pytest.mark.parametrize("last", [
+    b"From x@y.test Mon Jun 30 10:00:00 2003\nSubject: zeros\n\n\0\0\0\n\n",
+    b"From x@y.test Mon Jun 30 10:00:00 2003\nSubject: zeros\n\nabc\0\0\0",
+    b"From x@y.test Mon Jun 30 10:00:00 2003\nSubject: zeros\n\n\0\0\0abc\n\n",
+    b"From bob@else.test Mon Jun 30 10:00:00 2003\nReturn-Path: <bob@else.test>\nSubject: zeros\n\n\0\0\0\n\n"])
+def test_zeros_that_somebody_was_sent_stay(parcels: Parcels, tmp_path: Path, last: bytes) -> None:
+    content = OTHERS + last
+    assert look(tmp_path, content, parcels.make(may_repeat=True)) == mboxrd.Tail(len(content), len(content), set())
+
+
+@pytest.mark.parametrize("scrap", [b"F", b"Fr", b"Fro", b"From"])
+@pytest.mark.parametrize("before", [b"", OTHERS], ids=["empty", "others"])
+def test_a_from_line_that_broke_off_in_its_first_word(parcels: Parcels, tmp_path: Path, before: bytes,
+                                                      scrap: bytes) -> None:
+    tail = look(tmp_path, before + scrap, parcels.make(may_repeat=True))
+    assert tail == mboxrd.Tail(len(before), len(before), set())
+
+
 @pytest.mark.parametrize("after", [b"", b"\n", b"\n\n"])
 def test_a_whole_copy_is_found_although_its_date_differs(parcels: Parcels, tmp_path: Path, after: bytes) -> None:
     content = OTHERS + written(parcels.make()) + after
@@ -240,7 +287,7 @@ def test_what_is_not_surely_ours_is_left_alone(parcels: Parcels, tmp_path: Path,
 def test_any_content_is_looked_at_without_harm(parcels: Parcels, tmp_path: Path, content: bytes) -> None:
     tail = look(tmp_path, content, parcels.make(may_repeat=True))
     assert tail.repeats == set()
-    assert content[tail.end:] in (b"", b"From", b"From ", b"From bob")
+    assert content[tail.end:] in (b"", b"F", b"From", b"From ", b"From bob")
 
 
 def test_the_end_of_a_whole_message_of_others_is_never_cut_off(parcels: Parcels, tmp_path: Path) -> None:
