@@ -13,6 +13,7 @@ from tests.tools import elsewhere
 from tests.tools.host import Host, children_of, wait_for_end
 
 MakeHost = Callable[..., Host]
+IMPATIENT = {"pysendmail.daemon.settle.BUSY_AGAIN": 1.0, "pysendmail.daemon.agents.STALLED_AFTER": 1.0}
 
 
 def agent_of(host: Host, user: str) -> int:
@@ -56,7 +57,9 @@ def test_share_of_one_user_is_bounded(make_host: MakeHost) -> None:
     host.wait_until(lambda: len(host.files("drop/new")) < left, "room for more")
 
 
-def test_stopped_agent_delays_its_users_mail_only(host: Host) -> None:
+def test_stopped_agent_delays_its_users_mail_only(make_host: MakeHost) -> None:
+    host = make_host(constants=IMPATIENT)
+    host.start()
     agent = agent_of(host, "bob")
     uid = host.users["bob"].uid if host.is_root else None
     elsewhere.run(lambda: os.kill(agent, signal.SIGSTOP), uid=uid)  # as he can do himself
@@ -73,8 +76,10 @@ def test_stopped_agent_delays_its_users_mail_only(host: Host) -> None:
     assert [host.copies(name, mail) for mail in mails for name in ("carol", "dave")] == [1] * 10
 
 
-def test_commands_that_never_end_delay_their_users_mail_only(host: Host) -> None:
+def test_commands_that_never_end_delay_their_users_mail_only(make_host: MakeHost) -> None:
     """More messages for them than may be in work at once, and still there is room for others."""
+    host = make_host(constants=IMPATIENT)
+    host.start()
     home = host.users["bob"].home
     os.mkfifo(f"{home}/gate")
     os.chown(f"{home}/gate", host.users["bob"].uid, host.users["bob"].gid)
