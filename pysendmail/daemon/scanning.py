@@ -15,7 +15,8 @@ all. Reports of our own are not shown to anybody: they consist of what has been 
 them would make of each refusal another one.
 
 There is one scanner process, asked for when there is something to do and ended when it is idle; one that does not keep
-its own limits is killed. MAX_OUT messages are with it at a time, the others wait here.
+its own limits is killed. MAX_OUT messages are with it at a time, the others wait here; so do all for a moment when one
+has died young, before another is asked for.
 """
 
 import asyncio
@@ -107,11 +108,13 @@ class Scanning:
         self._not_before = 0.0
         self._restart = RESTART_FIRST
         self._ticker: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     def wants(self, message: Message) -> bool:
-        """Whether a message must be examined before anything is done with it."""
+        """Whether a message must be examined before anything is done with it. Not one that fails as it is."""
         envelope = message.envelope
-        return self._is_on and not envelope.scanned and envelope.origin.kind != "runner"
+        return (self._is_on and not envelope.scanned and envelope.origin.kind != "runner"
+                and message.refusal is None)
 
     def examine(self, message: Message, done: Done) -> None:
         """Have a message examined; `done` is called once, later."""
@@ -121,8 +124,9 @@ class Scanning:
 
     def close(self) -> None:
         """Give everything back as not scanned."""
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for timer in (self._ticker, self._retry):
+            if timer is not None:
+                timer.cancel()
         self._lose(GONE)
         while self._waiting:
             self._give_back(self._waiting.popleft(), NONE)
@@ -165,8 +169,10 @@ class Scanning:
     def _ask_for_one(self) -> None:
         if self._asked:
             return
-        if self._loop.time() < self._not_before:
-            self._refuse_all(NONE)
+        wait = self._not_before - self._loop.time()
+        if wait > 0:
+            if self._retry is None:
+                self._retry = self._loop.call_later(wait, self._try_again)
             return
         self._numbers += 1
         self._asked = self._numbers
@@ -174,6 +180,10 @@ class Scanning:
             self._ask({"scan": True, "n": self._asked})
         except OSError as trouble:
             self._refused(deferred("4.3.0", f"no scanner: {trouble.strerror}"))
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._pump()
 
     def granted(self, value: dict[str, object], fds: list[int]) -> None:
         """The spawner's answer: the scanner's socket, or why there is none."""

@@ -225,7 +225,9 @@ def test_nobody_is_renumbered_once_recipients_have_targets(paths: Paths) -> None
         "bob@host.example", "carol@host.example", "dave@host.example"]
 
 
-@pytest.mark.parametrize("envelope", [replace(ENVELOPE, scanned=True), replace(ENVELOPE, origin=Origin("runner"))])
+@pytest.mark.parametrize("envelope", [
+    replace(ENVELOPE, scanned=True), replace(ENVELOPE, origin=Origin("runner")),
+    replace(ENVELOPE, refusal="5.3.4 message is too large")])
 def test_what_need_not_be_examined(paths: Paths, envelope: Envelope) -> None:
     async def play(host: Host) -> bool:
         return host.scanning.wants(host.commit(envelope))
@@ -383,13 +385,26 @@ def test_no_scanner_to_be_had(paths: Paths) -> None:
 
     async def play(host: Host) -> list[Verdict]:
         first = await host.examine(host.commit())
-        second = await host.examine(host.commit(replace(ENVELOPE, id="6BO5HVZB000002")))
-        return [first, second]
+        second = asyncio.ensure_future(host.examine(host.commit(replace(ENVELOPE, id="6BO5HVZB000002"))))
+        await asyncio.sleep(0.01)
+        assert len(host.asked) == 1, "not asked again at once"
+        jump(scanning.RESTART_FIRST)
+        return [first, await second]
 
     (first, second), _, host = run(paths, [], play, refuse)
-    assert first.outcome == deferred("4.3.0", "fork failed")
-    assert second.outcome == scanning.NONE
-    assert len(host.asked) == 1, "not asked again at once"
+    assert first.outcome == second.outcome == deferred("4.3.0", "fork failed")
+    assert len(host.asked) == 2
+
+
+def test_what_waits_at_the_end_has_not_been_scanned(paths: Paths) -> None:
+    async def play(host: Host) -> Verdict:
+        asking = asyncio.ensure_future(host.examine(host.commit()))
+        await asyncio.sleep(0)
+        host.scanning.close()
+        return await asking
+
+    found, _, host = run(paths, [], play, lambda host, n: None)
+    assert found.outcome == scanning.NONE
 
 
 def test_an_answer_that_nobody_asked_for_is_thrown_away(paths: Paths) -> None:
