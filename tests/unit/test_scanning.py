@@ -403,7 +403,7 @@ def test_what_waits_at_the_end_has_not_been_scanned(paths: Paths) -> None:
         host.scanning.close()
         return await asking
 
-    found, _, host = run(paths, [], play, lambda host, n: None)
+    found, _, _ = run(paths, [], play, lambda host, n: None)
     assert found.outcome == scanning.NONE
 
 
