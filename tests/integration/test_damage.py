@@ -123,6 +123,7 @@ def test_damaged_message_is_still_there_and_can_be_read(make_host: MakeHost) -> 
     flip(-3)(file_of(host, found))
     host.start()
     host.log.wait_for(f"{found}: moved to queue/bad")
+    host.wait_until(lambda: not host.files("queue/cur"), "it to be moved")
     name, = os.listdir(f"{host.paths.queue}/bad")
     assert f"<{mail.name}@test>" in Path(f"{host.paths.queue}/bad/{name}").read_text()
     assert found in os.listdir(host.paths.journal), "what was done for it already"

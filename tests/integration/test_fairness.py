@@ -10,7 +10,9 @@ import pytest
 
 from pysendmail.daemon.runner import SLICE
 from tests.tools import elsewhere
-from tests.tools.host import Host, children_of, wait_for_end
+from tests.tools.foreign import children_of
+from tests.tools.host import Host
+from tests.tools.watch import wait_for_end
 
 MakeHost = Callable[..., Host]
 IMPATIENT = {"pysendmail.daemon.settle.BUSY_AGAIN": 1.0, "pysendmail.daemon.agents.STALLED_AFTER": 1.0}

@@ -16,7 +16,9 @@ from filelock import FileLock
 from pysendmail.config import load
 from pysendmail.daemon import main
 from tests.tools import elsewhere, processes
-from tests.tools.host import CODE, RUNNER, STARTED, WITHIN, Host, NotifySocket, Table, Watch, children_of, wait_for_end
+from tests.tools.foreign import children_of
+from tests.tools.host import CODE, RUNNER, STARTED, Host, Table
+from tests.tools.watch import WITHIN, NotifySocket, Watch, wait_for_end
 
 MakeHost = Callable[..., Host]
 EX_TEMPFAIL, EX_CONFIG = 75, 78

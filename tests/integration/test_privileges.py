@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_tree
-from tests.tools import host as tools
-from tests.tools.host import CODE, LISTENER, LOCAL, MAIL_GROUP, QUICK, RELAY, RUNNER, Host, children_of, descriptors
+from tests.tools.foreign import children_of, descriptors, status_of, wait_until_traced
+from tests.tools.host import CODE, LISTENER, LOCAL, MAIL_GROUP, QUICK, RELAY, RUNNER, Host
 
 pytestmark = pytest.mark.root
 MakeHost = Callable[..., Host]
@@ -47,14 +47,14 @@ read x < gate
 
 def ids(pid: int) -> tuple[list[int], list[int], set[int]]:
     """(real, effective, saved and file system uid; the same of the gid; groups)."""
-    seen = tools.status_of(pid)
+    seen = status_of(pid)
     return ([int(one) for one in seen["Uid"].split()], [int(one) for one in seen["Gid"].split()],
             {int(one) for one in seen["Groups"].split()})
 
 
 def signals(pid: int) -> tuple[int, str]:
     """(ignored signals, blocked signals)."""
-    seen = tools.status_of(pid)
+    seen = status_of(pid)
     return int(seen["SigIgn"], 16), seen["SigBlk"]
 
 
@@ -71,7 +71,7 @@ def test_runner_is_its_own_user_and_can_become_nobody_else(host: Host) -> None:
     gids = {host.users[RUNNER].gid, host.users[LISTENER].gid}  # the listener's mail is in a directory of that group
     assert ids(runner)[:2] == ([uid] * 4, [host.users[RUNNER].gid] * 4)
     assert ids(runner)[2] <= gids
-    seen = tools.status_of(runner)
+    seen = status_of(runner)
     assert [seen[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", "NoNewPrivs")] == [NOTHING] * 4 + ["1"]
     assert signals(runner)[0] & ~OURS_IGNORED == 0
     assert signals(runner)[1] == NOTHING
@@ -93,7 +93,7 @@ def test_agent_is_the_recipient(host: Host) -> None:
     uids, gids, groups = ids(agent)
     assert (uids, gids) == ([bob.uid] * 4, [bob.gid, bob.gid, MAIL_GROUP, bob.gid])
     assert groups == {bob.gid}
-    seen = tools.status_of(agent)
+    seen = status_of(agent)
     assert [seen[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [NOTHING] * 4
     assert seen["NoNewPrivs"] == "0", "a user's program may be a set-id one"
     assert signals(agent) == (OURS_IGNORED, NOTHING)
@@ -156,7 +156,7 @@ def test_relay_is_its_own_user_and_sees_neither_queue_nor_root(host: Host) -> No
     host.wait_until(lambda: bool(relays()), "a relay process")
     pid, = relays()
     assert ids(pid)[1:] == ([relay.gid] * 4, {relay.gid})
-    seen = tools.status_of(pid)
+    seen = status_of(pid)
     assert [seen[name] for name in ("CapPrm", "CapEff", "NoNewPrivs")] == [NOTHING, NOTHING, "1"]
     assert not any(where.startswith(host.paths.run) or where == host.paths.lock for where in descriptors(pid).values())
 
@@ -202,7 +202,7 @@ def test_step_of_the_drop_that_fails_writes_nothing(make_host: MakeHost, call: s
     supervisor = host.supervisor
     tracer = subprocess.Popen(["strace", "-f", "-qq", "-p", str(supervisor), "-o", "/dev/null", "-e", f"trace={call}",
                                "-e", f"inject={call}:{fault}"])
-    tools.wait_until_traced(supervisor)
+    wait_until_traced(supervisor)
     mail = host.send("bob", sender="alice")
     assert "stat=Deferred" in host.outcome(mail, "bob")
     assert host.log.find("delivery process of bob: ")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pysendmail.paths import Paths
-from tests.tools.host import QUICK, RUNNER, STARTED, Host, end, limit, wait_until_traced
+from tests.tools.foreign import end, limit, wait_until_traced
+from tests.tools.host import QUICK, RUNNER, STARTED, Host
 
 MakeHost = Callable[..., Host]
 SOON = "[queue]\nretry_first = 1\nretry_max = 1\n"

@@ -13,7 +13,9 @@ import pytest
 
 from tests.tools import certificate
 from tests.tools.door import Client, anybody, until
-from tests.tools.host import LISTENER, WITHIN, Host, status_of, wait_for_end
+from tests.tools.foreign import status_of
+from tests.tools.host import LISTENER, WITHIN, Host
+from tests.tools.watch import wait_for_end
 
 MakeHost = Callable[..., Host]
 LISTENING = r"listening on 127\.0\.0\.1:(\d+) "

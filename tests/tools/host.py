@@ -16,13 +16,9 @@ import itertools
 import json
 import os
 import re
-import resource
-import select
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +28,10 @@ from pysendmail.cli import ask, sendmail
 from pysendmail.paths import Paths
 from pysendmail.spool.dropbox import Submission
 from pysendmail.users import LookupTrouble, User
-from tests.tools import elsewhere, processes
+from tests.tools import processes
 from tests.tools.elsewhere import CLONE_NEWNS
+from tests.tools.foreign import children_of, descendants, end
+from tests.tools.watch import WITHIN, Log, Watch
 
 CODE = str(Path(__file__).resolve().parents[2])
 LAUNCHER = """import sys
@@ -41,7 +39,6 @@ sys.path.insert(0, sys.argv[1])
 from tests.tools.host import daemon
 sys.exit(daemon(sys.argv[2]))
 """
-WITHIN = 30.0  # seconds for anything that a test waits for
 RUNNER, LOCAL, RELAY, LISTENER = "_pysendmail", "_pysmlocal", "_pysmrelay", "_pysmtpd"
 UIDS = {"root": 0, RUNNER: 54400, LOCAL: 54401, RELAY: 54402, LISTENER: 54403, "alice": 54410, "bob": 54411,
         "carol": 54412, "dave": 54413}
@@ -52,7 +49,6 @@ PLACES = ("drop/new", "intake", "queue/new", "queue/cur", "queue/hold")
 QUICK = {"pysendmail.daemon.runner.SETTLE_AGAIN": 0.5, "pysendmail.daemon.runner.SCAN_EVERY": 0.5,
          "pysendmail.daemon.intake.AGAIN": 0.5, "pysendmail.daemon.intake.PAUSE": 0.5}
 STARTED = r"^starting daemon "
-IN_MODIFY, IN_NAMES = 0x2, 0x3C0  # of inotify: written to; anything made, moved or removed
 
 _numbers = itertools.count(1)
 
@@ -87,67 +83,6 @@ def daemon(root: str) -> int:
         setattr(sys.modules[module], constant, value)
     log = Syslog(path=f"{root}/syslog") if os.path.exists(f"{root}/syslog") else to_stderr
     return supervisor.main(["pysendmaild"], Paths(root), users=Table(root), log=log)
-
-
-class Watch:
-    """Waiting for files, or anything in directories, to change (inotify(7))."""
-
-    def __init__(self, *paths: str) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        for path in paths:
-            if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(path), IN_MODIFY | IN_NAMES) < 0:
-                raise OSError(ctypes.get_errno(), "inotify")
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-
-    def wait_for_change(self, within: float) -> bool:
-        """Until there is one; False when the time is up."""
-        if not select.select([self._fd], [], [], max(0.0, within))[0]:
-            return False
-        try:
-            os.read(self._fd, 65536)
-        except BlockingIOError:
-            pass
-        return True
-
-    def wait_until(self, is_so: Callable[[], bool], what: str, *, within: float = WITHIN) -> None:
-        """Until something is so that does not become so without a change here."""
-        end = time.monotonic() + within
-        while not is_so():
-            if not self.wait_for_change(end - time.monotonic()) and not is_so():
-                raise AssertionError(f"not within {within:g} s: {what}")
-
-
-class Log(Watch):
-    """A log file, and waiting for lines to come."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        Path(path).touch()
-        super().__init__(path)
-
-    def lines(self) -> list[str]:
-        return Path(self.path).read_text("utf-8", "replace").split("\n")[:-1]
-
-    def mark(self) -> int:
-        """How many lines there are now: what to give as `since`."""
-        return len(self.lines())
-
-    def find(self, pattern: str, since: int = 0) -> list[re.Match[str]]:
-        return [found for line in self.lines()[since:] if (found := re.search(pattern, line))]
-
-    def wait_for(self, pattern: str, *, since: int = 0, count: int = 1, within: float = WITHIN) -> list[re.Match[str]]:
-        """The lines that match, once there are `count` of them."""
-        end = time.monotonic() + within
-        while len(found := self.find(pattern, since)) < count:
-            if not self.wait_for_change(end - time.monotonic()):
-                raise AssertionError("\n".join([
-                    f"{len(found)} of {count} lines {pattern!r} after {within:g} s; the log:", *self.lines()[-60:]]))
-        return found
 
 
 class Host:
@@ -479,97 +414,3 @@ def become(uid: int) -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-
-
-def descendants(pid: int) -> list[int]:
-    """Its children, theirs, and so on: each before its own children."""
-    found = [pid]
-    for one in found:
-        found += children_of(one)
-    return found[1:]
-
-
-def end(pid: int) -> None:
-    """SIGKILL a process, and wait until it has ended; who was its parent does not matter."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    wait_for_end(pid)
-
-
-def children_of(pid: int) -> list[int]:
-    try:
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
-    except OSError:
-        return []
-
-
-def wait_for_end(pid: int, within: float = WITHIN) -> None:
-    """Until a process that is not our child has ended."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert select.select([fd], [], [], within)[0], f"process {pid} has not ended within {within:g} s"
-    finally:
-        os.close(fd)
-
-
-def limit(pid: int, what: int, most: int) -> int:
-    """Set the soft limit of a running process, as the user that it is; what it was."""
-    seen = status_of(pid)
-    uid, gid = int(seen["Uid"].split()[0]), int(seen["Gid"].split()[0])
-
-    def set_it() -> int:
-        before = resource.prlimit(pid, what)
-        resource.prlimit(pid, what, (most, before[1]))
-        return before[0]
-
-    return elsewhere.run(set_it, uid=uid if uid != os.geteuid() else None, gid=gid)
-
-
-def wait_until_traced(pid: int, within: float = WITHIN) -> None:
-    """Until a tracer has a process: the kernel says so, and gives no sign when it does."""
-    end_of_patience = time.monotonic() + within
-    while status_of(pid)["TracerPid"] == "0":
-        assert time.monotonic() < end_of_patience, f"nobody traces {pid}"
-        time.sleep(0.01)
-
-
-def status_of(pid: int) -> dict[str, str]:
-    """/proc/PID/status."""
-    lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").split("\n")
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-
-
-def descriptors(pid: int) -> dict[int, str]:
-    """What a process has open: number and what it is."""
-    return {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
-
-
-class NotifySocket:
-    """What a service manager listens on."""
-
-    def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(path)
-        os.chmod(path, 0o666)
-        self._socket.settimeout(WITHIN)
-
-    def next(self) -> list[str]:
-        """The lines of the next word of the daemon."""
-        return self._socket.recv(4096).decode().split("\n")
-
-    def wait_for(self, line: str) -> list[str]:
-        """All lines up to and with this one."""
-        seen: list[str] = []
-        end = time.monotonic() + WITHIN
-        while line not in seen:
-            assert time.monotonic() < end, f"no {line}, but {seen}"
-            seen += self.next()
-        return seen
-
-    def close(self) -> None:
-        self._socket.close()

@@ -15,7 +15,8 @@ from pysendmail.deliver.spawner import Service, Spawner, wait_readable
 from pysendmail.mail.outcome import Outcome
 from pysendmail.users import LookupTrouble, User
 from tests.tools import processes
-from tests.tools.host import children_of, wait_for_end
+from tests.tools.foreign import children_of
+from tests.tools.watch import wait_for_end
 
 SETTINGS = Settings("mbox", "/nonexistent", None, "host.example", True, True, 0, "", "_pysmlocal", 10.0, (),
                     frozenset())
