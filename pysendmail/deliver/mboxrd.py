@@ -182,8 +182,9 @@ def _find_scrap(fd: int, end: int, floor: int, asked: dict[int, Parcel]) -> int:
     for length in range(1, len(_FROM)):  # of a From_ line that broke off in its first word
         if _read(fd, max(0, written - length), length) == _FROM[:length] and _is_between(fd, written - length):
             return written - length
+    batch = list(asked.values())
     for start in (_last_start(fd, end, floor), _last_hole(fd, end, floor)):
-        if start >= 0 and _is_holed(fd, start, end, asked):
+        if start >= 0 and any(_is_holed(fd, start, end, batch[first:]) for first in range(len(batch))):
             return start
     return -1
 
@@ -215,14 +216,14 @@ def _last_hole(fd: int, end: int, floor: int) -> int:
     return 0 if floor == 0 and zero and _FROM.startswith(begin) else -1
 
 
-def _is_holed(fd: int, start: int, end: int, asked: dict[int, Parcel]) -> bool:
+def _is_holed(fd: int, start: int, end: int, batch: Sequence[Parcel]) -> bool:
     """Whether file[start:end] is what a torn append of these parcels leaves: zeros, and the right bytes besides.
 
     ext4 notes how long a file is before it has the data, where that goes into a block which the file had already. So
     after a loss of power there may be zeros from where we began to write up to the next block, or to the end.
     """
     at, has_zeros = start, False
-    for parcel in asked.values():
+    for parcel in batch:
         for piece, is_date in _expected(parcel):
             there = _read(fd, at, min(len(piece), end - at))
             at += len(there)

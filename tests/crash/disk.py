@@ -27,13 +27,15 @@ def why_not(kind: str) -> str:
     return ""
 
 
-def run(command: list[str], *, check: bool = True) -> None:
+def run(command: list[str], *, check: bool = True) -> str:
+    """What the program says."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=WITHIN, check=False)
     except FileNotFoundError:
         assert not check, f"{command[0]} is missing"
-        return
+        return ""
     assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr.decode()}"
+    return done.stdout.decode()
 
 
 class Disk:
@@ -45,13 +47,14 @@ class Disk:
             file.truncate(SIZE)
         os.makedirs(path, exist_ok=True)
         run([*MAKE[kind], image])
-        self.is_mounted = False
+        self._device = ""
         self.mount()
         os.chmod(path, 0o755)
 
     def mount(self) -> None:
-        run(["mount", "-t", self.kind, "-o", "loop", self._image, self.path])
-        self.is_mounted = True
+        """On a loop device of its own each time: somebody's mount namespace may hold on to the last one, as it is."""
+        self._device = run(["losetup", "--find", "--show", self._image]).strip()
+        run(["mount", "-t", self.kind, self._device, self.path])
 
     def sync(self) -> None:
         """Everything on this disk is safe from here on."""
@@ -71,6 +74,7 @@ class Disk:
         self.mount()
 
     def close(self) -> None:
-        if self.is_mounted:
+        if self._device:
             run(["umount", self.path])
-            self.is_mounted = False
+            run(["losetup", "--detach", self._device])
+            self._device = ""

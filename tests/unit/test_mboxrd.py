@@ -230,6 +230,14 @@ def test_zeros_before_the_rest_of_a_batch(parcels: Parcels, tmp_path: Path) -> N
         assert tail.end == len(OTHERS) if hole else tail.end > len(OTHERS), f"zeros up to {hole}"
 
 
+def test_zeros_in_one_of_a_batch(parcels: Parcels, tmp_path: Path) -> None:
+    """Those before it are whole, and those that come after it now were not there then."""
+    batch = [parcels.make(message(n), number=n, may_repeat=True) for n in (1, 2, 3, 4)]
+    content = OTHERS + written(*batch[:2])
+    tail = look(tmp_path, content + written(batch[2])[:-90] + bytes(90), *batch)
+    assert tail == mboxrd.Tail(len(content), len(OTHERS), {0, 1})
+
+
 @pytest.mark.parametrize("last", [
     b"From x@y.test Mon Jun 30 10:00:00 2003\nSubject: zeros\n\n\0\0\0\n\n",
     b"From x@y.test Mon Jun 30 10:00:00 2003\nSubject: zeros\n\nabc\0\0\0",
