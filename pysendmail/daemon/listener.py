@@ -38,7 +38,7 @@ from .connection import HANDSHAKE, trouble_words
 from .inbox import Inbox, taken_ids
 from .opinions import Reception
 from .policy import Client, Inquiries, Policy
-from .ports import Port, address_of, is_loopback
+from .ports import Port, address_of, are_public
 from .session import Session
 
 FIRST_WRITER = 100  # queue ids: the runner's writers have smaller numbers
@@ -121,8 +121,8 @@ class Listener:
         self._settings: dict[tuple[str, bool, bool, bool], Settings] = {}
 
     def _inquiries(self) -> Inquiries | None:
-        """Who asks DNS, if we can be reached from elsewhere."""
-        if all(is_loopback(port.socket) for port in self._ports):
+        """Who asks DNS, where strangers come."""
+        if not are_public(self._ports, self._config.smtpd):
             return None
         from ..net.resolver import Resolver  # 10 MB that a host without a network can do without
         from .standing import Standings

@@ -1,7 +1,8 @@
 """The listener processes, as the supervisor sees them: started, watched, replaced, ended.
 
 Each is a fork that has given root up before its first instruction: it gets the sockets, the settings without secrets, a
-row of the table of counts, and the certificate with its key, which it reads while it still can. One that ends is
+row of the table of counts, the certificate with its key, which it reads while it still can, and a channel to a process
+that knows passwords (auth/keeper.py). One that ends is
 started again, after a while that grows if that goes on; one that gives no sign of life is killed. A reload, or a new
 certificate, starts others beside them; the old ones take no new clients and end with their last session, so that nobody
 is dropped.
@@ -9,17 +10,22 @@ is dropped.
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..config import Config, split_endpoint
+from ..config import Config
 from ..deliver import identity
-from ..events import ERROR, WARNING, Log
+from ..events import ERROR, WARNING, ClientEvents, Log
 from ..paths import Paths
 from ..users import User, Users
 from .admission import MAX_LISTENERS, Table
-from .ports import Ports
+from .ports import Ports, are_public
+
+if TYPE_CHECKING:
+    from ..auth import Authenticator, Examiner
 
 MOST_BY_ITSELF = 4  # processes, where the settings do not say how many
 RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a listener that ended badly is started again
@@ -124,8 +130,9 @@ class Listeners:
     def _wanted(self) -> int:
         if self._settings is None or self._is_stopping or not self._ports.get():
             return 0
-        by_itself = 1 if _is_for_this_host(self._settings) else self._by_itself
-        return self._settings.smtpd.processes or by_itself
+        smtpd = self._settings.smtpd
+        # Clients on this host are few, and idle memory counts.
+        return smtpd.processes or (self._by_itself if are_public(self._ports.get(), smtpd) else 1)
 
     def _count(self) -> int:
         return sum(not process.is_leaving for process in self._processes.values())
@@ -178,7 +185,10 @@ class Listeners:
             assert settings is not None
             identity.clean({port.socket.fileno() for port in ports} | self._kept)
             identity.take_errors_for_signals()
-            from . import certificates, listener  # asyncio, ssl and all that: in the child alone
+            from ..auth import keeper  # with asyncio, ssl and all that: in the child alone
+
+            channel = keeper.start(settings.auth, self._kept) if keeper.is_wanted(settings.auth) else None
+            from . import certificates, listener
 
             found, problem = certificates.read(settings.smtpd)
             if problem:
@@ -186,12 +196,29 @@ class Listeners:
             if self._user is not None:
                 identity.become(self._user)
             identity.harden(supervisor)
-            share = listener.Share(ports, self._table, number, found)
+            share = listener.Share(ports, self._table, number, found, self._logins(settings, channel),
+                                   self._examiner(settings, is_public=are_public(ports, settings.smtpd)))
             code = listener.run(self._paths, settings, self._users, self._log, share)
         except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
             self._log(ERROR, f"SYSERR(root): listener: {type(problem).__name__}: {problem}")
         finally:
             os._exit(code)
+
+    def _logins(self, settings: Config, channel: socket.socket | None) -> "Authenticator | None":
+        """In the child: who knows passwords."""
+        if channel is None and not settings.auth.dovecot:
+            return None
+        from ..auth.logins import Logins
+
+        return Logins(settings, ClientEvents(self._log), channel, time.monotonic)
+
+    def _examiner(self, settings: Config, *, is_public: bool) -> "Examiner | None":
+        """In the child: who looks at mail."""
+        if not is_public and not settings.milter.sockets:
+            return None
+        from .examiners import for_listener
+
+        return for_listener(settings, self._paths, ClientEvents(self._log).noted, is_public=is_public)
 
     def _stamp_of_files(self) -> object:
         """What is another when the certificate is another."""
@@ -206,9 +233,3 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return seen.st_mtime_ns, seen.st_ino, seen.st_size
-
-
-def _is_for_this_host(settings: Config) -> bool:
-    """Whether nobody but clients on this host is listened to: they are few, and idle memory counts."""
-    hosts = (split_endpoint(listener.address)[0] for listener in settings.listeners)
-    return all(host == "::1" or host.startswith(("127.", "/", "unix:")) for host in hosts)

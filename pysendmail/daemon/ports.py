@@ -11,11 +11,11 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from ..config import Listener, split_endpoint
+from ..config import Listener, SmtpdSettings, split_endpoint
 from ..events import ERROR, NOTICE, Log
 from ..smtp.profile import PROFILES
 
@@ -132,6 +132,11 @@ def is_loopback(bound: socket.socket) -> bool:
     """Whether only this host can reach it."""
     name = bound.getsockname()
     return not isinstance(name, tuple) or ip_address(name[0].partition("%")[0]).is_loopback
+
+
+def are_public(ports: Iterable[Port], settings: SmtpdSettings) -> bool:
+    """Whether strangers may be among the clients: they come from a network, or through a proxy."""
+    return bool(settings.proxies) or any(not is_loopback(port.socket) for port in ports)
 
 
 def _bind(address: str) -> socket.socket:

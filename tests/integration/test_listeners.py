@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Keeper:
         self.config = replace(settings(paths), listeners=(Listener(self.address),))
         self.ended: list[int] = []
 
-    def use(self, **smtpd: int) -> Config:
+    def use(self, **smtpd: Any) -> Config:
         self.config = replace(self.config, smtpd=replace(self.config.smtpd, **smtpd))
         self.listeners.use(self.config)
         return self.config
@@ -86,12 +87,14 @@ def keeper(paths: Paths) -> Iterator[Keeper]:
     made.listeners._ports.close()
 
 
-@pytest.mark.parametrize(("processes", "cpus", "expected"), [(0, 1, 1), (0, 2, 2), (0, 64, 4), (3, 2, 3)])
+@pytest.mark.parametrize(("processes", "cpus", "is_public", "expected"), [
+    (0, 1, True, 1), (0, 2, True, 2), (0, 64, True, 4), (0, 64, False, 1), (3, 2, False, 3)])
 def test_how_many(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, processes: int, cpus: int,
-                  expected: int) -> None:
+                  is_public: bool, expected: int) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     keeper: Keeper = request.getfixturevalue("keeper")
-    keeper.use(processes=processes)
+    proxies = ("192.0.2.1",) if is_public else ()  # strangers come through it
+    keeper.use(processes=processes, proxies=proxies)
     assert len(keeper.pids) == expected
     keeper.greet()
 

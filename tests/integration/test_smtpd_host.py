@@ -1,10 +1,15 @@
 """SMTP into a whole host: listeners under the supervisor, the runner behind them, and what happens when one is gone."""
 
+import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
+import tempfile
+import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +18,15 @@ import pytest
 
 from tests.tools import certificate
 from tests.tools.door import Client, anybody, until
+from tests.tools.fakemilter import CONTINUE, FakeMilter, by_letter, packet
 from tests.tools.foreign import status_of
 from tests.tools.host import LISTENER, WITHIN, Host
 from tests.tools.watch import wait_for_end
 
 MakeHost = Callable[..., Host]
+PASSWORD = "$6$abcdefgh$e1o..VsKRS0O4M9J1Qb9u.strxNEAfDkCXcaYc5TsDrJFctQ" \
+           "CTMkPeis45vy3ZQtqt4dqG4vXTonFJKbQgR2Q1"  # wonderland
+PROXIED = 'proxies = ["127.0.0.1/32"]\ngreeting_delay = 0\ncheck_sender = false'
 LISTENING = r"listening on 127\.0\.0\.1:(\d+) "
 
 
@@ -156,8 +165,9 @@ def test_a_listener_that_is_killed_is_replaced_and_the_others_go_on(smtp: Smtp) 
 
 
 def test_a_message_that_a_killed_listener_had_taken_arrives(smtp: Smtp) -> None:
+    listeners = smtp.wait_listeners(2)
     answer = smtp.send("alice@host.example", name="x")
-    for pid in smtp.listeners:
+    for pid in listeners:
         os.kill(pid, signal.SIGKILL)
     smtp.host.log.wait_for(rf"^{answer.split(' ')[2]}: to=<alice@host.example>.*stat=Sent")
 
@@ -276,8 +286,6 @@ def test_lmtp_over_a_socket(make_host: MakeHost) -> None:
 
 def test_mail_that_a_policy_server_wants_held(make_host: MakeHost) -> None:
     """It waits for a person, survives restarts, and goes on when released."""
-    import threading
-
     host = make_host()
     path = f"{host.paths.run}/policy"
     server = socket.socket(socket.AF_UNIX)
@@ -295,8 +303,8 @@ def test_mail_that_a_policy_server_wants_held(make_host: MakeHost) -> None:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     port = free_port()
-    smtp = Smtp(host, smtpd=f'policy_servers = ["unix:{path}"]\nproxies = ["127.0.0.1/32"]\ngreeting_delay = 0',
-                settings=f'[[listener]]\naddress = "127.0.0.1:{port}"\nproxy = true\n')
+    smtp = Smtp(host, smtpd=f'policy_servers = ["unix:{path}"]\n{PROXIED}',
+                settings=f'[[listener]]\naddress = "127.0.0.1:{port}"\nproxy = true\n[auth]\nresults = false\n')
     with Client(socket.create_connection(("127.0.0.1", port), WITHIN)) as client:
         client.send(b"PROXY TCP4 192.0.2.7 127.0.0.1 1 25\r\n")
         client.hello()
@@ -311,3 +319,96 @@ def test_mail_that_a_policy_server_wants_held(make_host: MakeHost) -> None:
     host.ask("release", filter={"id": found})
     host.log.wait_for(rf"^{found}: to=<alice@host.example>.*stat=Sent")
     assert smtp.listeners
+
+
+# ---- who logs in, and who looks at mail
+
+
+def test_logging_in_with_a_password_of_a_file(make_host: MakeHost) -> None:
+    """The listener cannot read it; it asks a process that can. Without that one there is another listener."""
+    host = make_host()
+    etc = Path(host.paths.etc)
+    files = certificate.write(etc)
+    passwords = etc / "passwords"
+    passwords.write_text("alice:" + PASSWORD + "\n")
+    passwords.chmod(0o600)
+    port = free_port()
+    smtp = Smtp(host, smtpd=f'tls_cert = "{files[0]}"\ntls_key = "{files[1]}"\n{PROXIED}',
+                settings=f'[[listener]]\naddress = "127.0.0.1:{port}"\nproxy = true\n'
+                         f'[auth]\nresults = false\npassword_file = "{passwords}"\n')
+
+    def log_in(password: str) -> tuple[str, Client]:
+        client = Client(socket.create_connection(("127.0.0.1", port), WITHIN))
+        client.send(b"PROXY TCP4 192.0.2.7 127.0.0.1 1 25\r\n")
+        client.hello()
+        client.cmd("STARTTLS")
+        client.start_tls(anybody())
+        client.cmd("EHLO x")
+        client.send(b"AUTH PLAIN " + b64encode(f"\0alice\0{password}".encode()) + b"\r\n")
+        return client.reply()[-1], client
+
+    answer, client = log_in("guess")
+    with client:
+        assert answer == "535 5.7.8 name or password is wrong"
+        assert client.mail("bob@else.example").startswith("550 5.7.1")
+    host.log.wait_for(r"AUTH failure \(PLAIN\).*\[192\.0\.2\.7\]")
+    answer, client = log_in("wonderland")
+    with client:
+        assert answer == "235 2.7.0 logged in"
+        assert client.mail("bob@host.example", sender="alice@host.example").startswith("250 2.0.0 ")
+    before = smtp.wait_listeners(2)
+    (keeper,) = (pid for pid in descendants(before[0]) if pid != before[0])
+    os.kill(keeper, signal.SIGKILL)
+    host.log.wait_for("the process that knows passwords has ended")
+    smtp.wait_listeners(1, set(before))
+    answer, client = log_in("wonderland")
+    with client:
+        assert answer == "235 2.7.0 logged in"
+    (message,) = host.messages("bob")
+    assert "with ESMTPSA id" in message
+
+
+@pytest.fixture
+def filters(tmp_path: Path) -> Iterator[Callable[[dict[bytes, bytes]], FakeMilter]]:
+    """Starts filters, in a thread that ends with the test."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    place = Path(tempfile.mkdtemp(prefix="pysm-"))
+    place.chmod(0o755)
+    made: list[FakeMilter] = []
+
+    def start(answers: dict[bytes, bytes]) -> FakeMilter:
+        one = FakeMilter(str(place / f"filter{len(made)}"), by_letter(answers))
+        asyncio.run_coroutine_threadsafe(one.__aenter__(), loop).result(WITHIN)
+        os.chmod(one.path, 0o666)
+        made.append(one)
+        return one
+
+    yield start
+    for one in made:
+        asyncio.run_coroutine_threadsafe(one.__aexit__(None, None, None), loop).result(WITHIN)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(WITHIN)
+    loop.close()
+    shutil.rmtree(place)
+
+
+def test_a_filter_is_asked_before_the_client_hears_anything(
+        make_host: MakeHost, filters: Callable[[dict[bytes, bytes]], FakeMilter]) -> None:
+    seen = filters({b"E": packet(b"h", b"X-Seen\0yes\0") + CONTINUE})
+    smtp = Smtp(make_host(), settings=f'[milter]\nsockets = ["{seen.endpoint}"]\n')
+    answer = smtp.send("alice@host.example", name="one")
+    assert answer.startswith("250 2.0.0 ")
+    smtp.host.log.wait_for(rf"^{answer.split(' ')[2]}: to=<alice@host\.example>.*stat=Sent")
+    (message,) = smtp.host.messages("alice")
+    assert "\nX-Seen: yes\n" in message
+
+    seen.answers = by_letter({b"E": packet(b"y", b"550 5.7.1 not this one\0")})
+    assert smtp.send("alice@host.example", name="two") == "550 5.7.1 not this one"
+    seen.answers = by_letter({b"R": packet(b"r")})
+    assert smtp.send("alice@host.example", name="three").startswith("550 5.7.1 ")
+    seen.answers = by_letter({b"E": b"<close>"})
+    assert smtp.send("alice@host.example", name="four").startswith("451 4.7.1 ")
+    smtp.host.wait_empty()
+    assert len(smtp.host.messages("alice")) == 1
