@@ -173,7 +173,7 @@ def test_full_disk_is_an_error_and_leaves_nothing(
 def test_owner_of_a_list_hears_of_its_members_and_the_sender_of_the_others(
         reports: Reports, make: Make, queue: Queue) -> None:
     owner = "owner-list@host.example"
-    message = make(NO, NO, NO, owners=(owner, None, owner), ret="hdrs", envid="abc")
+    message = make(NO, NO, NO, owners=(owner, None, owner), ret="hdrs", envid="Envelope-7")
     plans = reports.plans(message, "final")
     assert sorted(told(plans)) == sorted([(owner, (0, 2)), (ALICE, (1,))])
     assert len({plan.report_id for plan in plans}) == 2
@@ -181,4 +181,4 @@ def test_owner_of_a_list_hears_of_its_members_and_the_sender_of_the_others(
         report = reports.commit(message, plan)
         with open(queue.path(report), "rb") as file:
             text = file.read()
-        assert (b"abc" in text) == (plan.recipient == ALICE), "what the sender asked for is no matter of the owner's"
+        assert (b"Envelope-7" in text) == (plan.recipient == ALICE), "what the sender asked for is no matter of the owner's"
