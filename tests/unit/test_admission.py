@@ -112,8 +112,8 @@ def test_other_clients_are_hardly_ever_taken_for_one(table: Table, clock: Clock)
     clients = [n.to_bytes(4, "big") for n in range(1000)]
     for client in clients:
         tally.entered(client)
-    assert sum(tally.sessions_of(client) > 1 for client in clients) < 200
-    assert sum(tally.sessions_of(client) > 3 for client in clients) == 0
+    assert sum(tally.sessions_of(client) > 1 for client in clients) < 250
+    assert sum(tally.sessions_of(client) > 4 for client in clients) < 4
 
 
 def test_nobody_can_tell_whose_places_are_his() -> None:
