@@ -52,7 +52,6 @@ class Disk:
         os.chmod(path, 0o755)
 
     def mount(self) -> None:
-        """On a loop device of its own each time: somebody's mount namespace may hold on to the last one, as it is."""
         self._device = run(["losetup", "--find", "--show", self._image]).strip()
         run(["mount", "-t", self.kind, self._device, self.path])
 
@@ -69,8 +68,15 @@ class Disk:
             os.close(fd)
 
     def remount(self) -> None:
-        """The power is back. Nobody has files open any more."""
+        """The power is back. Nobody has files open any more.
+
+        What is mounted is a copy on a device of its own: some other process's mount namespace may hold on to the old
+        file system, and what that has in memory is still written to its device, now or later.
+        """
         self.close()
+        copy = f"{self._image}.copy"
+        run(["cp", "--sparse=always", self._image, copy])
+        os.replace(copy, self._image)
         self.mount()
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from tests.crash.model import Snapshot
 from tests.crash.world import PATHS, World
 
 # Where messages lie, and what that is called here. What is in a tmp/ counts for nothing.
-PLACES = {PATHS.drop_new: "drop/new", PATHS.intake: "intake", PATHS.quarantine: "quarantine",
+PLACES = {PATHS.drop_new: "drop/new", PATHS.smtp_new: "smtp/new", PATHS.intake: "intake",
+          PATHS.quarantine: "quarantine",
           **{f"{PATHS.queue}/{name}": name for name in ("new", "cur", "hold", "bad", "journal")}}
 
 

@@ -21,7 +21,8 @@ from typing import Any
 from unittest import mock
 
 from pysendmail.config import Config
-from pysendmail.daemon import doors
+from pysendmail.daemon import doors, inbox
+from pysendmail.daemon.adoption import Adoption
 from pysendmail.daemon.agents import Job
 from pysendmail.daemon.intake import Intake
 from pysendmail.daemon.outgoing import Outgoing
@@ -30,6 +31,8 @@ from pysendmail.daemon.runner import Runner
 from pysendmail.deliver import agent, locks
 from pysendmail.deliver.request import Reply
 from pysendmail.events import Events
+from pysendmail.mail import trace
+from pysendmail.mail.envelope import Envelope, Origin, Recipient
 from pysendmail.mail.outcome import deferred, failed
 from pysendmail.mail.target import KNOWN, MAILBOX, Target
 from pysendmail.paths import Paths
@@ -224,6 +227,32 @@ class World:
                     self.promised.append(mark)
             protocol.connection_lost(None)
 
+    def submit_by_smtp(self, mark: str, *recipients: str) -> None:
+        """What a listener does with a message from the network, at whose end it says 250."""
+        with self.running():
+            found = Ids(3, self.model.clock, inbox.taken_ids(PATHS)).new()
+            to = tuple(Recipient(f"{one}@host.example") for one in recipients)
+            origin = Origin("smtp", client="[192.0.2.1]", protocol="ESMTP")
+            envelope = Envelope(found, "bob@host.example", to, self.model.now, origin)
+            incoming = inbox.Incoming(PATHS, found)
+            try:
+                received = trace.received(envelope, "host.example", 0)
+                incoming.open(envelope, [received + f"Subject: {mark}\nTo: somebody\n\n".encode(), text(mark, SIZE)])
+                fd = incoming.publish()
+            except BaseException:
+                incoming.give_up()
+                raise
+            try:
+                durable.sync(fd)
+                if self.sync_directories:
+                    durable.sync_directory(PATHS.smtp_new)
+            except OSError:
+                durable.unlink(incoming.path)
+                raise
+            finally:
+                self.model.close(fd)
+            self.promised.append(mark)
+
     def run(self, within: float = WITHIN) -> None:
         """Start the daemon and let it work until nothing is left to do."""
         with self.running():
@@ -249,13 +278,15 @@ class World:
         runner = Runner(loop, self.config, spool, Expander(), local,  # type: ignore[arg-type]
                         Outgoing(spool, relays, router, self.config), relays, reports, events, clock, lambda: 0.5)
         ids = Ids(0, clock, spool.taken_ids())
-        runner.attach(Intake(PATHS, spool, ids, Users(), self.config, router, events, clock, runner.shares.is_used_up))
+        adoption = Adoption(PATHS, Ids(2, clock, spool.taken_ids()), events, runner.has, clock)
+        runner.attach(Intake(PATHS, spool, ids, Users(), self.config, router, events, clock, runner.shares.is_used_up),
+                      adoption, spool.taken_ids())
         return runner
 
     def is_at_rest(self, runner: Runner) -> bool:
         if runner.active or runner.waiting.entries:
             return False
-        return not any(self.model._inode(path).entries for path in (PATHS.drop_new, PATHS.intake, *(
+        return not any(self.model._inode(path).entries for path in (PATHS.drop_new, PATHS.smtp_new, PATHS.intake, *(
             f"{PATHS.queue}/{name}" for name in ("new", "cur", "hold"))))
 
     # ---- looking at it
@@ -293,7 +324,8 @@ def new_world(*, covers_names: bool = True, orders_growth: bool = False, sync_di
     model = Model(covers_names=covers_names, orders_growth=orders_growth)
     # Where the sync of a file does not cover its name, submitters must be able to open the directory.
     drop = 0o3777 if sync_directories else 0o3733
-    for path, mode in ((PATHS.drop_tmp, drop), (PATHS.drop_new, drop), (PATHS.intake, 0o700), (PATHS.quarantine, 0o700),
+    for path, mode in ((PATHS.drop_tmp, drop), (PATHS.drop_new, drop), (PATHS.smtp_tmp, 0o3770),
+                       (PATHS.smtp_new, 0o3770), (PATHS.intake, 0o700), (PATHS.quarantine, 0o700),
                        *((f"{PATHS.queue}/{name}", 0o700) for name in DIRECTORIES), (PATHS.mail, 0o3777)):
         model.make(path, mode=mode)
     for user in USERS.values():
