@@ -1,6 +1,7 @@
 """The two local doors beside the drop: the wake-up datagram, and the submission socket.
 
-Anybody may write to either. The datagram's contents are ignored: it means "look". The submission socket serves
+Anybody may write to either. The datagram means "look", and may name the file in the drop that its writer has just put
+there; whatever it names is looked at as if a scan had found it, and nothing depends on it. The submission socket serves
 callers that cannot write to the drop (read-only file systems, a used-up quota); who they are is the kernel's word
 (SO_PEERCRED). What they send is a drop file in frames (spool/dropbox.py); it is written to intake/ID,U=UID, synced,
 and only then acknowledged with "0 ID". A client that breaks the rules costs its own connection, never the service
@@ -26,6 +27,8 @@ MAX_PER_MINUTE = 60  # submissions of one uid
 IDLE = 60.0  # seconds without a frame
 SESSION = 3600.0  # seconds in all
 DATAGRAMS = 100  # read at once
+MAX_CALL = 33  # bytes read of a datagram: one more than the name of a drop file has
+SHORTEST_QUEUE = 10  # datagrams that the kernel keeps for us (net.unix.max_dgram_qlen); beyond that they are lost
 
 EX_DATAERR, EX_TEMPFAIL = 65, 75
 
@@ -36,13 +39,23 @@ def peer_uid(connection: socket.socket) -> int:
     return int(uid)
 
 
-def drain(wake: socket.socket) -> None:
-    """Read what is there, and forget it."""
+def calls(wake: socket.socket) -> tuple[list[str], bool]:
+    """What has been called since the last time: (what may be names in the drop, whether to look at everything).
+
+    The latter if somebody has called who names no file, and if calls may have been lost.
+    """
+    names: list[str] = []
+    others = 0
     for _ in range(DATAGRAMS):
         try:
-            wake.recv(1)
+            word = wake.recv(MAX_CALL)
         except (BlockingIOError, InterruptedError):
-            return
+            break
+        if len(word) == MAX_CALL - 1 and word.isalnum():
+            names.append(word.decode("ascii"))
+        else:
+            others += 1
+    return names, others > 0 or len(names) >= SHORTEST_QUEUE
 
 
 class Clients:

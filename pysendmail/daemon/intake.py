@@ -20,7 +20,7 @@ import os
 import stat
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from ..config import Config
@@ -39,6 +39,7 @@ AGAIN = 10.0  # seconds before a file that could not be taken in, through no fau
 PAUSE = 5.0  # seconds without taking anything in, when the system has run out of something
 TRIES = 10  # files looked at in one sweep, per message that it may take in
 MAX_NAMES = 10_000  # files of one user that a scan keeps
+MAX_NAMED = 1000  # names of files that submitters have called for; a scan finds what is beyond
 ABANDONED = 36 * 3600.0  # seconds after which a file in drop/tmp has no writer any more
 CLEAN_EVERY = 3600.0  # seconds between looks for such files
 SCAN_SHARE = 20  # a scan that took t seconds is not repeated within 20 t
@@ -64,6 +65,8 @@ class Intake:
         drop = os.stat(paths.drop_new)
         self._group, self._device = drop.st_gid, drop.st_dev
         self._waiting: dict[int, deque[str]] = {}  # by uid, oldest first
+        self._named: deque[str] = deque(maxlen=MAX_NAMED)  # what submitters have called for
+        self._is_called = True  # there may be more than is waiting and named
         self._left: dict[str, float] = {}  # files in intake/ that nobody works on, and when to try them again
         self._next_scan = 0.0
         self._next_clean = 0.0
@@ -77,15 +80,19 @@ class Intake:
         if self._is_paused():
             return []
         self._clean()
-        if not self._waiting:
-            self._scan()
         taken: list[Message] = []
         tries = limit * TRIES
+        while self._named and len(taken) < limit and not self._is_paused():
+            message = self._take(self._named.popleft())
+            if message is not None:
+                taken.append(message)
+        if not self._waiting and self._is_called and len(taken) < limit:
+            self._scan()
         while self._waiting and len(taken) < limit and tries > 0 and not self._is_paused():
             for uid in list(self._waiting):
                 names = self._waiting[uid]
                 if self._is_full(uid):
-                    self._warn(uid, f"uid {uid} has its share of the queue; {len(names)} more wait in the drop")
+                    self._warn_of_share(uid, f"{len(names)} more wait")
                     del self._waiting[uid]
                     continue
                 message = self._take(names.popleft())
@@ -115,13 +122,18 @@ class Intake:
 
     @property
     def has_more(self) -> bool:
-        return bool(self._waiting) and not self._is_paused()
+        return bool(self._waiting or self._named) and not self._is_paused()
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Submitters say that these files are in the drop. What is not true in that costs one look each."""
+        self._named.extend(filter(_is_drop_name, names))
 
     def rescan(self) -> float:
         """New files are there: look again. The seconds until that may be, since the last look took so long; 0 = now."""
         wait = self._scan_wait()
         if wait == 0:
             self._waiting = {}
+            self._is_called = True
         return wait
 
     def _scan_wait(self) -> float:
@@ -131,6 +143,7 @@ class Intake:
     def _scan(self) -> None:
         if self._scan_wait() > 0:
             return
+        self._is_called = False
         began = self._clock()
         found: dict[int, list[tuple[int, str]]] = {}
         try:
@@ -141,9 +154,12 @@ class Intake:
                         files = found.setdefault(seen.st_uid, [])
                         if len(files) < MAX_NAMES:
                             files.append((seen.st_mtime_ns, entry.name))
+                        else:
+                            self._is_called = True
         except FileNotFoundError:
-            pass  # an entry went away between readdir and stat: the next scan sees the rest
+            self._is_called = True  # an entry went away between readdir and stat: the next scan sees the rest
         except OSError as trouble:
+            self._is_called = True
             self._events.trouble(f"cannot scan {self._paths.drop_new}: {trouble.strerror}")
         self._waiting = {uid: deque(name for _, name in sorted(files)) for uid, files in found.items()}
         self._next_scan = began + SCAN_SHARE * (self._clock() - began)
@@ -162,6 +178,9 @@ class Intake:
                 return None  # its writer wakes us when the sync has returned
             seen = os.fstat(fd)
             if seen.st_nlink != 1 and self._clock() - seen.st_ctime < UNFIT_GRACE:
+                return None
+            if self._is_full(seen.st_uid):
+                self._warn_of_share(seen.st_uid, "more wait")
                 return None
             found = self._claim(name, seen)
             return self._adopt(fd, found, found, seen, seen.st_uid) if found else None
@@ -204,8 +223,14 @@ class Intake:
             return ""
         return found
 
+    def _warn_of_share(self, uid: int, what: str) -> None:
+        """Say that somebody's files stay where they are until others of his are done."""
+        self._is_called = True
+        self._warn(uid, f"uid {uid} has its share of the queue; {what} in the drop")
+
     def _in_trouble(self, what: str, trouble: OSError) -> None:
         """Say that something cannot be taken in, and stop for a while if nothing else could be either."""
+        self._is_called = True
         self._warn(-(trouble.errno or errno.EIO), f"cannot take in {what}: {trouble.strerror or trouble}")
         if trouble.errno in _RUN_OUT:
             self._paused_until = self._clock() + PAUSE

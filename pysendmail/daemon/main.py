@@ -39,6 +39,7 @@ from .runner import Runner
 
 WRITER = 0  # queue ids of the runner; listeners get others
 BEAT_EVERY = 5.0  # seconds between signs of life
+CALLS_EVERY = 0.02  # seconds: what comes in quick succession is taken in, and delivered, together
 STOP_WITHIN = 8.0  # seconds that deliveries which are out may take after SIGTERM
 LOCK_WITHIN = 10.0  # seconds to wait for a runner that is just ending
 EX_TEMPFAIL, EX_OK = 75, 0
@@ -89,9 +90,13 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
     name = _status(paths.mailname)
 
     def woken() -> None:
-        doors.drain(sockets.wake)
+        names, is_all = doors.calls(sockets.wake)
+        loop.remove_reader(sockets.wake.fileno())
+        loop.call_later(CALLS_EVERY, loop.add_reader, sockets.wake.fileno(), woken)
         if _status(paths.mailname) == name:
-            runner.wake()
+            runner.told(names)
+            if is_all:
+                runner.wake()
         elif not runner.is_stopping:  # what is in the drop is for a runner that knows the new name
             runner.is_stopping = True
             _tell(sockets.link, {"reload": True})

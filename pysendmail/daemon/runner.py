@@ -9,7 +9,7 @@ import asyncio
 import gc
 import traceback
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from ..config import Config
 from ..events import Events
@@ -126,9 +126,16 @@ class Runner:
         if self._adoption is not None:
             self._adoption.call()
         wait = self._intake.rescan() if self._intake is not None else 0.0
-        if wait and not self._is_wake_due:
+        if not wait:
+            self.take_in()
+        elif not self._is_wake_due:
             self._is_wake_due = True
             self._loop.call_later(wait, self._wake_again)
+
+    def told(self, names: Iterable[str]) -> None:
+        """Submitters say that these files are in the drop now."""
+        if self._intake is not None:
+            self._intake.expect(names)
         self.take_in()
 
     def _wake_again(self) -> None:

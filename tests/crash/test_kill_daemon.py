@@ -35,7 +35,7 @@ class Victim:
     least: int  # calls that a message costs it, at least
 
 
-VICTIMS = [Victim("runner", lambda host: host.runner, 60), Victim("agent", lambda host: host.supervisor, 30)]
+VICTIMS = [Victim("runner", lambda host: host.runner, 50), Victim("agent", lambda host: host.supervisor, 30)]
 
 
 def block(host: Host) -> None:

@@ -1,15 +1,16 @@
 """The local doors: the submission socket's conversation, what a bad client costs, and the wake-up datagram."""
 
 import asyncio
+import itertools
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from pysendmail.daemon import doors
-from pysendmail.daemon.doors import Clients, SubmissionDoor, drain, peer_uid
+from pysendmail.daemon.doors import Clients, SubmissionDoor, calls, peer_uid
 from pysendmail.events import Events
 from pysendmail.paths import Paths
 from pysendmail.spool import durable, record
@@ -257,22 +258,53 @@ def test_peer_is_the_kernels_word() -> None:
         assert peer_uid(ours) == os.geteuid()
 
 
-def test_datagrams_are_read_and_forgotten() -> None:
+@pytest.fixture
+def bell() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """(the daemon's end of the wake-up socket, a caller's)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     ours.setblocking(False)
     theirs.setblocking(False)
     with ours, theirs:
-        sent = 0
-        try:
-            while sent < 300:
-                theirs.send(b"x" * 1000)
-                sent += 1
-        except BlockingIOError:
-            pass
-        assert sent > 0
-        while sent > 0:
-            drain(ours)
-            sent -= doors.DATAGRAMS
-        drain(ours)
-        with pytest.raises(BlockingIOError):
-            ours.recv(1)
+        yield ours, theirs
+
+
+NAME, OTHER = "0123456789abcdef" * 2, "f" * 32
+
+
+@pytest.mark.parametrize(("sent", "names", "is_all"), [
+    ([], [], False),
+    ([NAME.encode()], [NAME], False),
+    ([NAME.encode(), OTHER.encode()], [NAME, OTHER], False),
+    ([b"\n"], [], True),
+    ([NAME.encode(), b""], [NAME], True),
+    ([NAME.encode() + b"x"], [], True),
+    ([b"../../../../../../../../etc/shado"[:32]], [], True),
+    ([b"\xc3\xa9" * 16], [], True),
+    ([b"\0" * 32], [], True),
+    ([NAME.encode()] * (doors.SHORTEST_QUEUE - 1), [NAME] * (doors.SHORTEST_QUEUE - 1), False),
+    ([NAME.encode()] * doors.SHORTEST_QUEUE, [NAME] * doors.SHORTEST_QUEUE, True),
+], ids=itertools.count())
+def test_what_a_call_says(bell: tuple[socket.socket, socket.socket], sent: list[bytes], names: list[str],
+                          is_all: bool) -> None:
+    """Where the kernel may have thrown calls away, everything is looked at."""
+    for word in sent:
+        bell[1].send(word)
+    assert calls(bell[0]) == (names, is_all)
+
+
+def test_datagrams_are_read_and_forgotten(bell: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = bell
+    sent = 0
+    try:
+        while sent < 300:
+            theirs.send(b"x" * 1000)
+            sent += 1
+    except BlockingIOError:
+        pass
+    assert sent > 0
+    while sent > 0:
+        calls(ours)
+        sent -= doors.DATAGRAMS
+    calls(ours)
+    with pytest.raises(BlockingIOError):
+        ours.recv(1)

@@ -144,6 +144,38 @@ def test_a_submission_is_claimed_and_copied(drop: Drop) -> None:
     assert b"secret" not in text
 
 
+def test_a_file_that_its_submitter_names_is_taken_without_a_scan(drop: Drop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drop.sweep() == []
+    names = [os.path.basename(drop.put()) for _ in range(3)]
+    monkeypatch.setattr(os, "scandir", lambda path: pytest.fail(f"scan of {path}"))
+    drop.intake.expect([*names, "f" * 32, "../" + names[0], "", names[0]])
+    assert len(drop.intake.sweep(2)) == 2
+    assert drop.intake.has_more
+    assert len(drop.intake.sweep(40)) == 1
+    assert not drop.intake.has_more
+    assert drop.places() == {"intake": 3, "queue": 3}
+
+
+def test_a_file_that_nobody_names_is_found_by_the_next_scan(drop: Drop) -> None:
+    assert drop.sweep() == []
+    drop.put()
+    assert drop.intake.sweep(40) == [], "nobody has called"
+    assert len(drop.sweep()) == 1
+
+
+@pytest.mark.root
+def test_named_files_of_one_with_too_many_stay_until_there_is_room(paths: Paths) -> None:
+    full = {SOMEBODY}
+    drop = Drop(paths, lambda uid: uid in full)
+    assert drop.sweep() == []
+    names = [os.path.basename(drop.put()), os.path.basename(drop.put(uid=SOMEBODY_ELSE))]
+    drop.intake.expect(names)
+    assert [message.envelope.origin.uid for message in drop.intake.sweep(40)] == [SOMEBODY_ELSE]
+    full.clear()
+    drop.now += 1
+    assert [message.envelope.origin.uid for message in drop.intake.sweep(40)] == [SOMEBODY]
+
+
 def test_an_owner_without_an_account_is_legal(drop: Drop) -> None:
     path = drop.put(uid=SOMEBODY_ELSE)
     drop.users.by_uid = lambda uid: None  # type: ignore[method-assign]
