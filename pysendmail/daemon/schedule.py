@@ -38,7 +38,7 @@ def due(now: float, received_at: float, attempts: int, settings: QueueSettings, 
     """When to try next: after the wait, but not long after the message expires, so that its sender hears in time."""
     end = received_at + settings.lifetime
     at = now + wait(attempts, settings, chance)
-    return max(now + min(settings.retry_first, settings.lifetime), end) if now < end < at else at
+    return min(at, max(now + min(settings.retry_first, settings.lifetime), end)) if now < end else at
 
 
 def sane_due(due_at: float, now: float, settings: QueueSettings) -> float:

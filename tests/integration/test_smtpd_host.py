@@ -19,7 +19,7 @@ import pytest
 from tests.tools import certificate
 from tests.tools.door import Client, anybody, until
 from tests.tools.fakemilter import CONTINUE, FakeMilter, by_letter, packet
-from tests.tools.foreign import status_of
+from tests.tools.foreign import children_of, descendants, status_of
 from tests.tools.host import LISTENER, WITHIN, Host
 from tests.tools.watch import wait_for_end
 
@@ -66,7 +66,7 @@ class Smtp:
                           Path("/proc/net/tcp").read_text(), re.MULTILINE)
         assert inode
         mine = f"socket:[{inode[1]}]"
-        return [pid for pid in descendants(self.host.supervisor) if mine in links(pid) and pid != self.host.supervisor]
+        return [pid for pid in descendants(self.host.supervisor) if mine in links(pid)]
 
     def wait_listeners(self, count: int, but: set[int] = frozenset()) -> list[int]:  # type: ignore[assignment]
         end = time.monotonic() + WITHIN
@@ -74,14 +74,6 @@ class Smtp:
             assert time.monotonic() < end, f"{found} listen, not {count}"
             time.sleep(0.02)
         return found
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return [pid, *(one for child in children for one in descendants(child))]
 
 
 def links(pid: int) -> list[str]:
@@ -357,7 +349,7 @@ def test_logging_in_with_a_password_of_a_file(make_host: MakeHost) -> None:
         assert answer == "235 2.7.0 logged in"
         assert client.mail("bob@host.example", sender="alice@host.example").startswith("250 2.0.0 ")
     before = smtp.wait_listeners(2)
-    (keeper,) = (pid for pid in descendants(before[0]) if pid != before[0])
+    (keeper,) = children_of(before[0])  # which may have children of its own, one for each password
     os.kill(keeper, signal.SIGKILL)
     host.log.wait_for("the process that knows passwords has ended")
     smtp.wait_listeners(1, set(before))

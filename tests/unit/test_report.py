@@ -181,4 +181,4 @@ def test_owner_of_a_list_hears_of_its_members_and_the_sender_of_the_others(
         report = reports.commit(message, plan)
         with open(queue.path(report), "rb") as file:
             text = file.read()
-        assert (b"Envelope-7" in text) == (plan.recipient == ALICE), "what the sender asked for is no matter of the owner's"
+        assert (b"Envelope-7" in text) == (plan.recipient == ALICE), "what the sender asked for is not the owner's"
