@@ -300,6 +300,9 @@ class Inbox:
 
     def close(self) -> None:
         self._syncs.close()
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
 
 
 def taken_ids(paths: Paths) -> set[str]:

@@ -94,8 +94,9 @@ class PolicyServer:
                 writer.transport.abort()
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.popleft()[1].transport.abort()
+        for _, writer in self._idle:
+            writer.transport.abort()
+        self._idle.clear()
 
 
 def read_action(answer: str) -> Action:

@@ -169,7 +169,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(folder, id=folder.name)
 
 
-@pytest.mark.parametrize("folder", cases())
+@pytest.mark.parametrize("folder", list(cases()))
 def test_a_bad_configuration_is_refused_in_these_words(paths: Paths, folder: Path) -> None:
     write(paths.settings, (folder / "pysendmail.toml").read_text("utf-8"))
     expected = (folder / "expected-error").read_text("utf-8").strip().split("\n")

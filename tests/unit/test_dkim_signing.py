@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import itertools
+import subprocess
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
@@ -168,9 +169,15 @@ def test_memory_is_that_of_a_piece() -> None:
 
 # ---- keys
 
+def short_key() -> bytes:
+    """Newer versions of the library make none so short, but read it."""
+    return subprocess.run(["/usr/bin/openssl", "genrsa", "-traditional", "768"], check=True, capture_output=True,
+                          timeout=30).stdout
+
+
 @pytest.mark.parametrize(("key", "words"), [
     (b"", "no private key"), (b"hello", "no private key"), (pem(ec.generate_private_key(ec.SECP256R1())), "neither"),
-    (pem(rsa.generate_private_key(65537, 768)), "768 bits"),
+    (short_key(), "768 bits"),
     (RSA.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                        serialization.BestAvailableEncryption(b"x")), "no private key"),
 ], ids=["empty", "text", "curve", "short", "passphrase"])
