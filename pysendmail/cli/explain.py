@@ -168,7 +168,8 @@ def _code(outcome: Outcome) -> int:
 
 def _read(user: User, target: Target, config: Config) -> dict[str, Any]:
     """What a user's .forward says, worked out as that user."""
-    found = forward.read(user, target.detail, config.hostname)
+    limits = config.limits
+    found = forward.read(user, target.detail, config.hostname, limits.forward_size, limits.forward_entries)
     targets = list(forward.targets(found, target))
     refusal = forward.shell_refusal(user) if config.local.require_shell else None
     notes = list(found.notes)

@@ -189,7 +189,8 @@ class LimitSettings:
     session_time: int = setting(3600, whole(60, 86_400), "Longest SMTP session.", SECONDS)
     free_space: int = setting(67_108_864, whole(0), "Free space below which nothing more is accepted.", BYTES)
     free_inodes: int = setting(1000, whole(0), "The same for inodes.")
-    load_queue: int = setting(8, whole(1, 1000), "Load per processor above which mail is only queued.")
+    load_queue: int = setting(
+        8, whole(1, 1000), "Load per processor above which new mail is only queued, and tried after retry_first.")
     load_refuse: int = setting(12, whole(1, 1000), "Load per processor above which the network is refused.")
     alias_depth: int = setting(10, whole(1, 100), "Aliases and lists that may lead to one another.")
     alias_results: int = setting(50_000, whole(100, 1_000_000), "Addresses that one recipient may become.")
@@ -197,12 +198,13 @@ class LimitSettings:
     forward_entries: int = setting(100, whole(1, 10_000), "Entries of one .forward.")
     deliveries: int = setting(100, whole(1, 1000), "Deliveries to other hosts at a time.")
     deliveries_per_destination: int = setting(20, whole(1, 1000), "Of these, to one destination.")
-    deliveries_per_recipient: int = setting(2, whole(1, 100), "Deliveries to one local recipient at a time.")
+    deliveries_per_recipient: int = setting(2, whole(1, 100), "Delivery commands of one local recipient at a time.")
     agents: int = setting(50, whole(1, 1000), "Processes that deliver as local users, at a time.")
     program_time: int = setting(1000, whole(1, 86_400), "Longest run of a delivery command.", SECONDS)
-    program_output: int = setting(8192, whole(0, 1_048_576), "Output of a delivery command that is kept.", BYTES)
+    program_output: int = setting(
+        300, whole(0, 400), "How much of a delivery command's output goes into the log and reports.", "characters")
     bounce_body: int = setting(8192, whole(0, 52_428_800), "How much of a message's text a report returns.", BYTES)
-    bounces_per_minute: int = setting(20, whole(1, 100_000), "Reports that leave this host.")
+    bounces_per_minute: int = setting(20, whole(1, 100_000), "Reports that leave this host; others wait.")
     submissions: int = setting(1000, whole(1, 1_000_000), "Messages of one user that may wait to be taken in.")
     submission_space: int = setting(536_870_912, whole(1024), "The same in size.", BYTES)
 

@@ -213,11 +213,3 @@ class Admission:
             return True
         self._tally.add(Rate.MESSAGES, client)
         return self._tally.rate(Rate.MESSAGES, client) <= self._limits.messages_per_minute
-
-
-def load_per_processor() -> float:
-    """The load average of the last minute for each processor; 0.0 where there is none."""
-    try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
-    except OSError:
-        return 0.0

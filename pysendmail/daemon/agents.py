@@ -1,9 +1,9 @@
 """The runner's end of the agents: lanes for each user, a bounded number of agents, a deadline for every request.
 
 A lane holds deliveries for one user and sends them to an agent of that user, at most `window` at a time. Mailbox and
-files share one lane, so that what waits is written together; commands, which may take long, have up to COMMAND_LANES
-of their own and go one at a time. Agents live for a burst: idle ones are closed, and when all places are taken the
-least recently used idle one makes room.
+files share one lane, so that what waits is written together; commands, which may take long, have a few lanes of their
+own for each recipient (a user, or an alias) and go one at a time. Agents live for a burst: idle ones are closed, and
+when all places are taken the least recently used idle one makes room.
 
 A user can stop or stall his own agents but nobody else's mail:
 
@@ -34,7 +34,7 @@ from ..mail.outcome import Outcome, deferred
 
 MAX_LANES = 50  # agents at once
 WINDOW = 64  # requests an agent has before it has answered
-COMMAND_LANES = 3  # commands of one user at once
+COMMAND_LANES = 2  # commands of one recipient at once
 IDLE = 5.0  # seconds an agent is kept without work
 STALLED_AFTER = 5.0  # seconds without an answer, or in which nobody who waits for a place gets one
 PLACE_WITHIN = 30.0  # seconds that a lane may wait for a place while others get theirs
@@ -101,8 +101,9 @@ class Agents:
     """All lanes. link: the socket to the spawner."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, link: socket.socket, events: Events, *, most: int = MAX_LANES,
-                 command_time: float = 1000.0) -> None:
+                 command_time: float = 1000.0, commands: int = COMMAND_LANES) -> None:
         self._most = most
+        self._commands = commands
         self._command_time = command_time
         self._loop = loop
         self._link = link
@@ -117,7 +118,8 @@ class Agents:
 
     def deliver(self, user: str, job: Job, *, is_slow: bool = False) -> None:
         """Hand over one delivery; job.done is called once, later. is_slow: it runs a command."""
-        lane = self._command_lane(user) if is_slow else self._lane(user, user, DEADLINE, WINDOW)
+        alias = job.request.target.source
+        lane = self._command_lane(user, alias) if is_slow else self._lane(user, user, DEADLINE, WINDOW)
         if self._is_stalled(lane, self._loop.time()):
             self._loop.call_soon(job.done, Reply(job.request.n, BUSY))
             return
@@ -139,9 +141,9 @@ class Agents:
             lane = self._lanes[name] = Lane(user, name, deadline, window, self._loop.time())
         return lane
 
-    def _command_lane(self, user: str) -> Lane:
-        """The one of this user's command lanes with the least to do."""
-        names = [f"{user}|{k}" for k in range(COMMAND_LANES)]  # no user's name has a "|"
+    def _command_lane(self, user: str, alias: str) -> Lane:
+        """The one of this recipient's command lanes with the least to do."""
+        names = [f"{user}|{k}|{alias}" for k in range(self._commands)]  # no user's name has a "|"
         lengths = [len(self._lanes[name].waiting) + len(self._lanes[name].sent) if name in self._lanes else 0
                    for name in names]
         name = names[lengths.index(min(lengths))]

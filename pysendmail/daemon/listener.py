@@ -31,8 +31,8 @@ from ..smtp.reply import reply
 from ..smtp.wire import LineEnds
 from ..spool.queue_id import Ids
 from ..users import Users
-from . import proxied
-from .admission import Admission, Table, Tally, TurnedAway, load_per_processor
+from . import load, proxied
+from .admission import Admission, Table, Tally, TurnedAway
 from .certificates import Certificates
 from .connection import HANDSHAKE, trouble_words
 from .inbox import Inbox, taken_ids
@@ -104,7 +104,7 @@ class Listener:
         self._ports = [port for port in share.ports if self._can_serve(port)]
         self._clock = clock
         self._tally = Tally(share.table, share.number)
-        self._load = load_per_processor()
+        self._load = load.per_processor()
         limits = config.limits
         router = Router(config)
         aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
@@ -163,7 +163,7 @@ class Listener:
         """Once a second: a sign of life, and the clock for all sessions."""
         self._ticker = self._loop.call_later(TICK, self._tick)
         self._tally.beat()
-        self._load = load_per_processor()
+        self._load = load.per_processor()
         now, is_stressed = self._loop.time(), self._admission.is_stressed
         for session in list(self._reception.sessions):
             session.check(now, is_stressed=is_stressed)

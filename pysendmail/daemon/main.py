@@ -138,7 +138,8 @@ def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, use
     relays = Relays(loop, config, lambda value: _tell(sockets.link, value), events, time.time,
                     lambda destination: runner.revived(destination))
     local = agents.Agents(loop, sockets.link, events, most=config.limits.agents,
-                          command_time=float(config.limits.program_time))
+                          command_time=float(config.limits.program_time),
+                          commands=config.limits.deliveries_per_recipient)
     reports = Reports(config, queue, time.time, router.here("postmaster"))
     outgoing = Outgoing(queue, relays, router, config)
     runner = Runner(loop, config, queue, expander, local, outgoing, relays, reports, events, time.time, random.random)

@@ -23,7 +23,7 @@ from ..mail.target import CHANGED, COMMAND, FILE, KNOWN, MAILBOX, RELAY, Target
 from ..route.expand import Expander
 from ..spool.journal import Event, Progress
 from ..spool.queue import Message, Queue
-from . import agents
+from . import agents, schedule
 from .outgoing import Outgoing
 
 FLUSH_AFTER = 0.25  # seconds between an outcome and its line in the journal while other targets are awaited
@@ -35,10 +35,10 @@ _MAILERS = {"mailbox": "local", "file": "*file*", "command": "prog", "relay": "e
 class Pass:
     """One message in work. awaited: target numbers that are out. events: not yet journalled. began: since the epoch.
 
-    started: when each target went out. outgoing: targets for other hosts that have not been sent yet. due: the
-    earliest time at which a host that is down will be tried again, 0.0 = by the schedule. is_busy: some delivery
-    found its agent busy. is_counted: the attempt is counted. hold: why the administrator wants it held, "" = he does
-    not.
+    started: when each target went out. outgoing: targets for other hosts that have not been sent yet. due: the earliest
+    time at which a host that is down will be tried again, 0.0 = by the schedule. is_busy: some delivery found its agent
+    busy, or comes later for another reason that is not its own. is_counted: the attempt is counted. hold: why the
+    administrator wants it held, "" = he does not.
     """
 
     message: Message
@@ -79,6 +79,7 @@ class Passes:
         self._settle = settle
         self._crashed = crashed
         self._number = 0
+        self._pace = schedule.Pace(config.limits.bounces_per_minute)
 
     def begin(self, p: Pass) -> None:
         """Expand what is not expanded yet and send out what is open."""
@@ -143,9 +144,13 @@ class Passes:
             request, lambda: self._queue.open(message), lambda reply: self._answer(p, number, reply)), is_slow=is_slow)
 
     def _ship(self, p: Pass) -> None:
-        """Send what goes to other hosts, all of it at once."""
+        """Send what goes to other hosts, all of it at once. A report beyond their pace waits as for a busy agent."""
         if p.outgoing:
             numbers, p.outgoing = p.outgoing, []
+            if p.message.envelope.origin.kind == "runner" and not self._pace.allows(self._loop.time()):
+                p.is_busy = True
+                p.awaited.difference_update(numbers)
+                return
 
             def returned(number: int, outcome: Outcome, handed: str, answer: Answer, due: float) -> None:
                 self._returned(p, number, outcome, handed, answer, due)

@@ -98,13 +98,13 @@ class Reports:
         return self._queue.commit(envelope, [text])
 
     def _original(self, message: Message) -> dsn.Original:
-        fd = self._queue.open(message)
+        fd, most = self._queue.open(message), self._config.limits.bounce_body
         try:
-            start = os.pread(fd, dsn.MAX_HEAD + dsn.MAX_BODY, message.offset)
+            start = os.pread(fd, dsn.MAX_HEAD + most, message.offset)
         finally:
             os.close(fd)
         _, header_end, body_at = headers.scan(start)
-        return dsn.Original(start[:header_end], start[body_at:body_at + dsn.MAX_BODY],
+        return dsn.Original(start[:header_end], start[body_at:body_at + most],
                             max(0, message.length - message.offset - body_at))
 
     def _is_bulk(self, message: Message) -> bool:

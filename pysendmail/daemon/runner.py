@@ -21,6 +21,7 @@ from . import agents, schedule
 from .adoption import Adoption
 from .catalogue import Catalogue
 from .intake import Intake
+from .load import Load, per_processor
 from .outgoing import Outgoing
 from .passes import Pass, Passes
 from .relays import Relays, mark
@@ -42,9 +43,11 @@ class Runner:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, queue: Queue, expander: Expander,
                  local: agents.Agents, outgoing: Outgoing, relays: Relays, reports: Reports, events: Events,
-                 clock: Callable[[], float], chance: Callable[[], float]) -> None:
+                 clock: Callable[[], float], chance: Callable[[], float],
+                 look: Callable[[], float] = per_processor) -> None:
         self._loop = loop
         self._settings = config.queue
+        self._load = Load(config.limits.load_queue, events, look)
         self.queue = queue
         self.expander = expander
         self.events = events
@@ -89,6 +92,7 @@ class Runner:
         gc.enable()
         self.catalogue.expect(self.waiting.entries)
         self._recovering = intake.recover()
+        self._load.look()
         self._loop.call_soon(self.take_in)
         self._loop.call_later(SCAN_EVERY, self._scan)
         self._loop.call_later(WARM_EVERY, self._warm)
@@ -119,6 +123,7 @@ class Runner:
                 if due != entry.due:
                     self.waiting.put(entry, due)
         self._last_scan = now
+        self._load.look()
         self.wake()
 
     def wake(self) -> None:
@@ -213,12 +218,13 @@ class Runner:
     def accept(self, message: Message) -> None:
         """A message that is new in the queue."""
         self.shares.add(message.entry.uid, message.length)
-        if message.is_put_off and self._put_off(message):
+        if (message.is_put_off or self._load.is_high) and self._put_off(message):
             return
         self.start(message)
 
     def _put_off(self, message: Message) -> bool:
-        """Queue a message that its submitter wants to be tried by the next queue run (-odq); False = it cannot be."""
+        """Queue a message that is to be tried by the next queue run: its submitter wants that (-odq), or the load is
+        high; False = it cannot be."""
         due = self._clock() + self._settings.retry_first
         try:
             self.queue.secure(message)

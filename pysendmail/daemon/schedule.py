@@ -7,11 +7,14 @@ future (the clock went back) counts as new, and no due time is further off than 
 4.5.4.1.
 """
 
+from collections import deque
+
 from ..config import QueueSettings
 
 MIN_ATTEMPTS = 3
 JITTER = 0.1
 MAX_DOUBLINGS = 16
+MINUTE = 60.0  # seconds
 
 
 def wait(attempts: int, settings: QueueSettings, chance: float) -> float:
@@ -45,3 +48,17 @@ def sane_due(due_at: float, now: float, settings: QueueSettings) -> float:
     """A due time, made safe against a clock that was wrong when it was set: nothing ever waits longer than the longest
     wait from now on."""
     return min(due_at, now + settings.retry_max * (1 + JITTER))
+
+
+class Pace:
+    """No more than `most` things in any minute. now: seconds of a clock that does not go back."""
+
+    def __init__(self, most: int) -> None:
+        self._times: deque[float] = deque(maxlen=most)
+
+    def allows(self, now: float) -> bool:
+        """Whether one more may happen now; it is counted."""
+        if len(self._times) == self._times.maxlen and now - self._times[0] < MINUTE:
+            return False
+        self._times.append(now)
+        return True

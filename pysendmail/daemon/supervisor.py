@@ -346,6 +346,7 @@ def agent_settings(settings: config.Config, paths: Paths) -> agent.Settings:
     return agent.Settings(
         local.mailbox, mail_dir, group or None, settings.hostname, local.forward, local.require_shell,
         local.mailbox_size, local.command, local.command_user, float(limits.program_time),
+        limits.program_output, limits.forward_size, limits.forward_entries,
         local.aliases or (paths.aliases,), router.local_domains)
 
 

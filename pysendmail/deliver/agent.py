@@ -38,7 +38,8 @@ class Settings:
 
     kind: "mbox", "maildir", or "lmtp:" and the address of a store. mailbox_group: what /var/mail belongs to, None =
     no such group (not root). command: what takes all mail instead, "" = nothing. command_user: who runs what aliases
-    name. own_domains: of alias keys user@domain.
+    name. command_output: characters of it that are told. forward_size, forward_entries: limits of a .forward.
+    own_domains: of alias keys user@domain.
     """
 
     kind: str
@@ -51,6 +52,9 @@ class Settings:
     command: str
     command_user: str
     command_time: float
+    command_output: int
+    forward_size: int
+    forward_entries: int
     aliases: tuple[str, ...]
     own_domains: frozenset[str]
     lock_wait: float = LOCK_WAIT
@@ -169,10 +173,15 @@ class Agent:
         if not target.use_forward or not self._settings.use_forward:
             return forward.Forward(forward.NONE)
         if target.detail not in known:
-            known[target.detail] = forward.read(self._user, target.detail, self._settings.hostname)
+            known[target.detail] = self._read_forward(target)
         found = known[target.detail]
         known[target.detail] = replace(found, notes=())  # said once is enough
         return found
+
+    def _read_forward(self, target: Target) -> forward.Forward:
+        settings = self._settings
+        return forward.read(self._user, target.detail, settings.hostname, settings.forward_size,
+                            settings.forward_entries)
 
     # ---- one delivery that is not to a mailbox file
 
@@ -193,7 +202,7 @@ class Agent:
                                 size_limit=self._settings.mailbox_size)[0]
 
     def _from_forward(self, target: Target) -> "values.Value | Outcome":
-        found = forward.read(self._user, target.detail, self._settings.hostname)
+        found = self._read_forward(target)
         if found.outcome is not None:
             return found.outcome
         if self._settings.require_shell:
@@ -220,7 +229,7 @@ class Agent:
         environment = command.environment(user, sender=request.sender, recipient=request.target.address,
                                           original=request.original, extension=request.target.detail)
         return command.run(line, parcel_of(job), environment=environment, cwd=user.home,
-                           limit=self._settings.command_time)
+                           limit=self._settings.command_time, told=self._settings.command_output)
 
     # ---- the mailbox
 

@@ -31,6 +31,7 @@ KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL
 REAP_WAIT = 5.0  # seconds for the kernel to end what it was told to kill
 TICK = 0.05  # seconds between looks at the child, on kernels without pidfd
 MAX_OUTPUT = 8192  # bytes kept of what it prints; the rest is read and thrown away
+TOLD = 300  # characters of that in the outcome
 MAX_VALUE = 1024  # characters of one variable in its environment
 READ_SIZE = 64 * 1024  # bytes
 
@@ -64,10 +65,11 @@ def filtered(value: str) -> str:
     return "_" + safe[1:] if safe.startswith("-") else safe
 
 
-def run(text: bytes, parcel: Parcel, *, environment: Mapping[str, str], cwd: str, limit: float = LIMIT) -> Outcome:
+def run(text: bytes, parcel: Parcel, *, environment: Mapping[str, str], cwd: str, limit: float = LIMIT,
+        told: int = TOLD) -> Outcome:
     """Run a command with the parcel, From_ line first, on its standard input.
 
-    cwd: where it starts; "/" if it cannot be there. limit: seconds.
+    cwd: where it starts; "/" if it cannot be there. limit: seconds. told: characters of its output that are the reason.
     """
     if b"\0" in text:
         return deferred("4.3.5", "the command contains a NUL")
@@ -87,7 +89,7 @@ def run(text: bytes, parcel: Parcel, *, environment: Mapping[str, str], cwd: str
         return deferred(trouble.SYSTEM_OTHER, f"command did not end within {limit:g} seconds", "x-unix; time limit")
     if child.code is None:
         return deferred(trouble.SYSTEM_OTHER, "the exit code of the command was lost")
-    return from_exit_code(child.code, decoded(bytes(child.output)))
+    return from_exit_code(child.code, decoded(bytes(child.output)), told)
 
 
 @dataclass(slots=True)

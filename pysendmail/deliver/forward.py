@@ -28,10 +28,10 @@ from ..route.values import Value
 from ..users import User
 from . import trouble
 
-MAX_SIZE = 64 * 1024  # bytes of a .forward
-MAX_ENTRIES = 100  # values in it
+MAX_SIZE = 64 * 1024  # bytes of a .forward, if nothing else is said
+MAX_ENTRIES = 100  # values in it, likewise
 MAX_LIST_SIZE = 1024 * 1024  # bytes of an :include: list named in it
-MAX_LISTED = 1000  # values of it and its lists together
+MAX_LISTED = 1000  # values of it and its lists together, or as many as it may have itself
 MAX_LISTS = 10  # :include: lists, nested ones too
 MAX_DETAIL = 100  # characters
 MAX_SHELLS = 64 * 1024  # bytes of /etc/shells
@@ -71,8 +71,9 @@ class Forward:
         return None
 
 
-def read(user: User, detail: str, hostname: str) -> Forward:
-    """The .forward that counts for mail to user+detail on this host. Raises nothing."""
+def read(user: User, detail: str, hostname: str, size: int = MAX_SIZE, entries: int = MAX_ENTRIES) -> Forward:
+    """The .forward that counts for mail to user+detail on this host; size, entries: the most it may have. Raises
+    nothing."""
     if user.uid == 0 or not user.home.startswith("/") or not user.home.strip("/"):
         return Forward(NONE)
     try:
@@ -81,7 +82,7 @@ def read(user: User, detail: str, hostname: str) -> Forward:
         return Forward(NONE)
     except OSError as problem:
         return Forward(DEFERRED, outcome=trouble.from_error(problem, "cannot reach the home directory", user.home))
-    reading = _Reading(user)
+    reading = _Reading(user, size, entries)
     try:
         return reading.search(home, _names(detail, hostname))
     except _Later as later:
@@ -159,9 +160,11 @@ def _is_name(text: str) -> bool:
 
 @dataclass(slots=True)
 class _Reading:
-    """One search. path: of the file that is being looked at."""
+    """One search. size, entries: limits of a .forward. path: of the file that is being looked at."""
 
     user: User
+    size: int
+    entries: int
     path: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -194,10 +197,10 @@ class _Reading:
         if wrong:
             raise _Unsafe(f"home directory {wrong}")
         if stat.S_ISLNK(seen.st_mode):
-            return self._contents(self._follow(seen), MAX_SIZE)
+            return self._contents(self._follow(seen), self.size)
         if not stat.S_ISREG(seen.st_mode):
             raise _Unsafe("not a regular file")
-        return self._contents(os.open(name, _READ, dir_fd=home), MAX_SIZE)
+        return self._contents(os.open(name, _READ, dir_fd=home), self.size)
 
     def _follow(self, link: os.stat_result) -> int:
         """Open what a symbolic link leads to. Programs that manage dot files make such links."""
@@ -246,11 +249,12 @@ class _Reading:
     def _values(self, data: bytes) -> list[Value]:
         """What a .forward says, lists included. Raises _Later."""
         found = list(self._parse(data))
-        if len(found) > MAX_ENTRIES:
-            raise _Later(deferred(LIST_TROUBLE, f"{self.path} has more than {MAX_ENTRIES} entries"))
+        if len(found) > self.entries:
+            raise _Later(deferred(LIST_TROUBLE, f"{self.path} has more than {self.entries} entries"))
         lists = [value.text for value in found if value.kind == values.INCLUDE]
         found = [value for value in found if value.kind != values.INCLUDE]
         done: set[bytes] = set()
+        most = max(MAX_LISTED, self.entries)
         while lists:
             path = lists.pop()
             if path in done:
@@ -260,8 +264,8 @@ class _Reading:
                 raise _Later(deferred(LIST_TROUBLE, f"{self.user.home}/.forward has more than {MAX_LISTS} lists"))
             for value in self._list(os.fsdecode(path)):
                 (lists.append(value.text) if value.kind == values.INCLUDE else found.append(value))
-            if len(found) > MAX_LISTED:
-                raise _Later(deferred(LIST_TROUBLE, f"{self.path} has more than {MAX_LISTED} entries"))
+            if len(found) > most:
+                raise _Later(deferred(LIST_TROUBLE, f"{self.path} has more than {most} entries"))
         return list(dict.fromkeys(found))
 
     def _list(self, path: str) -> Iterator[Value]:

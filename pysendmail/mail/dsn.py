@@ -26,7 +26,6 @@ from .trace import MAILER_DAEMON, addr_spec, date, received, word
 
 FAILED, DELAYED, DELIVERED, RELAYED, EXPANDED = "failed", "delayed", "delivered", "relayed", "expanded"
 
-MAX_BODY = 8 * 1024  # bytes of the original's body that go back
 MAX_HEAD = headers.MAX_HEADER  # bytes of its header: all of it, since no scan finds more
 MAX_TOLD = 50  # recipients in the words for people; programs get all of them
 MAX_FIELD = 900  # characters of one value in the delivery-status
@@ -233,17 +232,17 @@ def _subject(title: str, results: Sequence[Result]) -> bytes:
 
 
 def _returned(envelope: Envelope, original: Original, *, headers_only: bool) -> Part:
-    """The third part: the header alone, or the message up to MAX_BODY, cut at the end of a line."""
+    """The third part: the header alone, or the message as far as it was given, cut at the end of a line."""
     head = original.head.translate(_CR_TO_SPACE, b"\0")
     fields = headers.scan(head)[0]
     head = head[fields[0][1]:fields[-1][2]] if fields else b""
     head = _bounded(head if head.endswith(b"\n") or not head else head + b"\n", b"\n ")
     is_global = envelope.smtputf8 and not head.isascii()  # RFC 6533 section 4
-    if headers_only:
+    if headers_only or (original.body_size and not original.body):
         return b"message/global-headers" if is_global else b"text/rfc822-headers", "the header of the message", head
-    body = original.body[:MAX_BODY].translate(_CR_TO_SPACE, b"\0")
+    body = original.body.translate(_CR_TO_SPACE, b"\0")
     description = "the message"
-    if original.body_size > min(len(original.body), MAX_BODY):
+    if original.body_size > len(original.body):
         body = body[:body.rfind(b"\n") + 1] or body
         description = f"the message, cut off after the first {len(body)} bytes of its text"
     if body and not body.endswith(b"\n"):

@@ -109,13 +109,13 @@ _EXIT_CODES = {
 }
 
 
-def from_exit_code(code: int, output: str = "") -> Outcome:
+def from_exit_code(code: int, output: str = "", told: int = 300) -> Outcome:
     """The outcome of a delivery program that ended with this code; negative = killed by that signal (deferral).
 
-    `output` is the start of what it printed; an enhanced status at its very beginning replaces the status where the
-    class agrees with the exit code (Postfix pipe(8) does the same).
+    `output` is the start of what it printed, of which `told` characters are the reason; an enhanced status at its very
+    beginning replaces the status where the class agrees with the exit code (Postfix pipe(8) does the same).
     """
-    words = one_line(output, 300)
+    words = one_line(output)[:told]
     if code == 0:
         return delivered(words or "delivered to command")
     if code < 0:

@@ -106,8 +106,8 @@ class Agents:
     def _deliver(self, user: str, job: Job) -> None:
         settings = agent.Settings(
             kind=self._kind, mail_dir=PATHS.mail, mailbox_group=None, hostname="host.example", use_forward=False,
-            require_shell=False, mailbox_size=0, command="", command_user="", command_time=1.0, aliases=(),
-            own_domains=frozenset(), lock_wait=0.0)
+            require_shell=False, mailbox_size=0, command="", command_user="", command_time=1.0, command_output=300,
+            forward_size=65_536, forward_entries=100, aliases=(), own_domains=frozenset(), lock_wait=0.0)
         try:
             fd = job.open_file()
         except OSError as trouble:
@@ -276,7 +276,8 @@ class World:
         reports = Reports(self.config, spool, clock, "root@host.example")
         relays: Any = SimpleNamespace(flush=lambda: None)  # nothing goes to other hosts
         runner = Runner(loop, self.config, spool, Expander(), local,  # type: ignore[arg-type]
-                        Outgoing(spool, relays, router, self.config), relays, reports, events, clock, lambda: 0.5)
+                        Outgoing(spool, relays, router, self.config), relays, reports, events, clock, lambda: 0.5,
+                        lambda: 0.0)
         ids = Ids(0, clock, spool.taken_ids())
         adoption = Adoption(PATHS, Ids(2, clock, spool.taken_ids()), events, runner.has, clock)
         runner.attach(Intake(PATHS, spool, ids, Users(), self.config, router, events, clock, runner.shares.is_used_up),

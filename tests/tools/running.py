@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pysendmail.config import Config, QueueSettings
+from pysendmail.config import Config, LimitSettings, QueueSettings
 from pysendmail.daemon.agents import BUSY, Job
 from pysendmail.daemon.intake import Intake
 from pysendmail.daemon.report import Reports
@@ -101,13 +101,13 @@ class Agents:
 
 
 class Running:
-    """See above. changes: of the [queue] settings."""
+    """See above. load: of each processor. changes: of the [queue] settings."""
 
-    def __init__(self, paths: Paths, **changes: Any) -> None:
+    def __init__(self, paths: Paths, *, limits: LimitSettings | None = None, **changes: Any) -> None:
         self.paths = paths
-        self.config = replace(CONFIG, queue=QueueSettings(**changes))
+        self.config = replace(CONFIG, queue=QueueSettings(**changes), limits=limits or LimitSettings())
         self.loop = Loop()
-        self.skew = 0.0
+        self.skew = self.load = 0.0
         self._epoch = time.time() - self.loop.now
         self.log: list[str] = []
         self.agents = Agents()
@@ -127,7 +127,7 @@ class Running:
         reports = Reports(self.config, self.queue, self.clock, router.qualify("postmaster"))
         agents, relays = self.agents, self.relays
         self.runner = Runner(loop, self.config, self.queue, expander, agents, relays, relays,  # type: ignore[arg-type]
-                             reports, self.events, self.clock, lambda: 0.5)
+                             reports, self.events, self.clock, lambda: 0.5, lambda: self.load)
         ids = Ids(0, self.clock, self.queue.taken_ids())
         self.intake = Intake(self.paths, self.queue, ids, Table(), self.config, router, self.events, self.clock,
                              self.runner.shares.is_used_up)

@@ -57,7 +57,7 @@ class Agent:
 class Desk:
     """An Agents with a spawner that the test plays. outcomes: what came of each job, by its number."""
 
-    def __init__(self, most: int = 4) -> None:
+    def __init__(self, most: int = 4, commands: int = agents.COMMAND_LANES) -> None:
         self.loop = Loop()
         self.warnings: list[str] = []
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -65,7 +65,7 @@ class Desk:
         self.link.setblocking(False)
         theirs.setblocking(False)
         self.agents = Agents(self.loop, theirs, Events(lambda _, text: self.warnings.append(text)),  # type: ignore[arg-type]
-                             most=most, command_time=1000.0)
+                             most=most, command_time=1000.0, commands=commands)
         self.outcomes: dict[int, Outcome | None] = {}
         self.replies: dict[int, list[Reply]] = {}
         self.serving: list[Agent] = []
@@ -76,11 +76,11 @@ class Desk:
         for one in (self.link, self._theirs, *(agent.channel for agent in self.serving)):
             one.close()
 
-    def deliver(self, user: str, *, is_slow: bool = False, error: int = 0) -> int:
+    def deliver(self, user: str, *, is_slow: bool = False, alias: str = "", error: int = 0) -> int:
         """One delivery; its number."""
         self._next += 1
         n = self._next
-        asked = Request(n, "566jOp9s000000", 0, 10, "", user, Target(MAILBOX, user, user=user), 1.0)
+        asked = Request(n, "566jOp9s000000", 0, 10, "", user, Target(MAILBOX, user, user=user, source=alias), 1.0)
 
         def open_file() -> int:
             if error:
@@ -162,6 +162,18 @@ def test_commands_go_one_at_a_time_in_a_few_lanes_beside_the_mailbox(desk: Desk)
     desk.deliver("alice")
     assert [agent.user for agent in desk.grant()] == ["alice"] * 3  # half of the places for commands, and the mailbox
     assert sorted(len(agent.requests()) for agent in desk.serving) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("commands", [1, 3])
+def test_commands_of_one_recipient_at_a_time_are_as_many_as_the_settings_say(commands: int) -> None:
+    one = Desk(most=20, commands=commands)
+    try:
+        for _ in range(6):
+            one.deliver("_pysmlocal", is_slow=True, alias="list")
+            one.deliver("_pysmlocal", is_slow=True, alias="tickets")  # an alias of its own is a recipient of its own
+        assert len(one.grant()) == 2 * commands
+    finally:
+        one.close()
 
 
 def test_idle_agents_are_ended(desk: Desk) -> None:

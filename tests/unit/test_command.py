@@ -245,6 +245,11 @@ def test_a_flood_of_output_is_thrown_away(large: Parcel) -> None:
     assert peak < 3_000_000
 
 
+@pytest.mark.parametrize(("told", "reason"), [(0, "exit code 1"), (3, "yes"), (400, "yes, it has failed")])
+def test_as_much_of_its_output_is_told_as_the_settings_say(small: Parcel, told: int, reason: str) -> None:
+    assert command.run(b"echo yes, it has failed; exit 1", small, environment={}, cwd="/", told=told).reason == reason
+
+
 @pytest.mark.limit(20)
 def test_a_daemon_that_prints_faster_than_we_read_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
     child = command._Child(pid=0, stdin=-1, stdout=0, pidfd=-1)

@@ -142,10 +142,10 @@ def test_the_body_returns_only_with_a_failure_and_unless_ret_forbids(ret: str, a
 
 
 @pytest.mark.parametrize(("body", "size", "kept"), [
-    (b"a\n" * 5000, 10000, b"a\n" * 4096),
+    (b"a\n" * 4096, 10000, b"a\n" * 4096),
     (b"a\nbbb\ncc", 100, b"a\nbbb\n"),  # the caller's excerpt ends in the middle of a line
     (b"a\nbbb\ncc", 8, b"a\nbbb\ncc\n"),
-    (b"x" * 9000, 9000, b"\n".join([b"x" * 997] * 8) + b"\n" + b"x" * (8192 - 8 * 997) + b"\n"),
+    (b"x" * 8192, 9000, b"\n".join([b"x" * 997] * 8) + b"\n" + b"x" * (8192 - 8 * 997) + b"\n"),
     (b"", 0, b""),
 ])
 def test_a_long_body_is_cut_at_the_end_of_a_line(body: bytes, size: int, kept: bytes) -> None:

@@ -352,6 +352,13 @@ def test_its_entries_are_bounded(home: Path, entries: int, verdict: str) -> None
     assert len(found.values) == (entries if verdict == TARGETS else 0)
 
 
+def test_its_bounds_are_settings(home: Path) -> None:
+    put(home, "".join(f"user{n}@else.test\n" for n in range(1200)))
+    assert forward.read(alice(home), "", HOST, entries=1199).verdict == DEFERRED
+    assert len(forward.read(alice(home), "", HOST, entries=1200).values) == 1200
+    assert forward.read(alice(home), "", HOST, size=5000, entries=1200).verdict == DEFERRED
+
+
 # ---- what cannot be known now
 
 

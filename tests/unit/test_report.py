@@ -3,11 +3,12 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pysendmail.config import Config
+from pysendmail.config import Config, LimitSettings
 from pysendmail.daemon.report import Plan, Reports
 from pysendmail.mail.envelope import Envelope, Origin, Recipient
 from pysendmail.mail.outcome import Outcome, deferred, delivered, failed
@@ -154,6 +155,20 @@ def test_very_large_and_very_strange_originals_are_cut(reports: Reports, make: M
         plan, = reports.plans(message, "final")
         report = reports.commit(message, plan)
         assert report.length < 400_000
+
+
+@pytest.mark.parametrize(("most", "part"), [(0, b"text/rfc822-headers"), (10, b"message/rfc822"),
+                                            (1_000_000, b"message/rfc822")])
+def test_as_much_of_the_text_is_returned_as_the_settings_say(
+        queue: Queue, make: Make, paths: Paths, most: int, part: bytes) -> None:
+    config = Config(hostname="host.example", limits=LimitSettings(bounce_body=most))
+    reports = Reports(config, queue, time.time, POSTMASTER)
+    message = make(NO, text=b"Subject: hello\n\n" + b"line\n" * 100_000)
+    plan, = reports.plans(message, "final")
+    report = reports.commit(message, plan)
+    text = Path(paths.queue, report.entry.place, report.entry.name).read_bytes()
+    assert text.count(b"line\n") == min(most // 5, 100_000)
+    assert b"Content-Type: " + part in text
 
 
 def test_full_disk_is_an_error_and_leaves_nothing(

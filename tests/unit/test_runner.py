@@ -1,5 +1,6 @@
 """The runner's decisions: when what is tried, what the clock and the disk may do to it, and what is never forgotten."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pysendmail.config import LimitSettings
 from pysendmail.daemon import runner as runner_module
 from pysendmail.daemon.settle import BUSY_AGAIN
 from pysendmail.mail.outcome import deferred, failed
@@ -192,6 +194,42 @@ def test_who_is_busy_for_long_is_asked_less_often(running: Running) -> None:
             one.busy()
         running.loop.advance(1)
     assert 10 < asked < 100
+
+
+# ---- a host that has too much to do
+
+
+def test_new_mail_of_a_loaded_host_waits_and_is_tried_all_the_same(running: Running) -> None:
+    running.load = 8.5
+    running.loop.advance(11)
+    found = running.submit("bob")
+    assert (running.deliveries(), running.places()) == ([], {found: "cur"})
+    running.loop.advance(301)
+    one = only(running)
+    assert running.runner.active[found].message.state.attempts == 0
+    one.answer()
+    running.load = 1.0
+    running.loop.advance(11)
+    running.submit("bob")
+    only(running)
+    assert len(running.lines("load 8.5 for each processor: new mail is only queued")) == 1
+
+
+def test_reports_that_leave_this_host_are_bounded_and_late_but_lost_is_none(paths: Paths) -> None:
+    running = Running(paths, limits=LimitSettings(bounces_per_minute=5))
+    for _ in range(12):
+        running.submit("nobody-here", sender="stranger@elsewhere.example")
+    running.submit("nobody-here", sender="bob@host.example")
+    assert [one.user for one in running.deliveries()] == ["bob"], "a report that stays here is no matter of pace"
+    counts = [len(running.relays.shipped)]
+    for _ in range(3):
+        running.loop.advance(59)
+        counts.append(len(running.relays.shipped))
+        running.loop.advance(1)
+    running.loop.advance(120)
+    assert counts[0] == 5
+    assert all(later - earlier <= 5 for earlier, later in itertools.pairwise(counts))
+    assert len(running.relays.shipped) == len({one for one, _ in running.relays.shipped}) == 12
 
 
 # ---- disks that fail

@@ -18,8 +18,8 @@ from tests.tools import processes
 from tests.tools.foreign import children_of
 from tests.tools.watch import wait_for_end
 
-SETTINGS = Settings("mbox", "/nonexistent", None, "host.example", True, True, 0, "", "_pysmlocal", 10.0, (),
-                    frozenset())
+SETTINGS = Settings("mbox", "/nonexistent", None, "host.example", True, True, 0, "", "_pysmlocal", 10.0, 300, 65_536,
+                    100, (), frozenset())
 WITHIN = 20.0
 
 

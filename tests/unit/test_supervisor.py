@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from pysendmail.config import Config, LocalSettings
+from pysendmail.config import Config, LimitSettings, LocalSettings
 from pysendmail.daemon import supervisor as module
 from pysendmail.daemon.supervisor import Runner, Supervisor, agent_settings, service_user
 from pysendmail.paths import Paths
@@ -227,10 +227,13 @@ def test_second_supervisor_knows_that_it_is_not_alone(one: Supervisor, paths: Pa
 # ---- what children inherit
 
 
-def test_agents_know_the_group_of_the_mailboxes(paths: Paths) -> None:
+def test_agents_know_the_group_of_the_mailboxes_and_the_limits(paths: Paths) -> None:
     settings = Config(hostname="host.example")
     group = agent_settings(settings, paths).mailbox_group
     assert group == (os.stat(paths.mail).st_gid or None if os.geteuid() == 0 else None)
+    limits = LimitSettings(program_output=7, forward_size=2048, forward_entries=9)
+    told = agent_settings(Config(hostname="host.example", limits=limits), paths)
+    assert (told.command_output, told.forward_size, told.forward_entries) == (7, 2048, 9)
     elsewhere_ = Config(hostname="host.example", local=LocalSettings(mail_dir="/nonexistent"))
     assert agent_settings(elsewhere_, paths).mailbox_group is None
 
