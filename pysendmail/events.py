@@ -19,6 +19,7 @@ from .mail.outcome import Outcome
 FACILITY_MAIL = 2 << 3
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 MAX_FIELD = 256  # characters of one value
+MAX_WORD = 200  # bytes of what a stranger has made up, in a line that goes on with who the stranger is
 MAX_LINE = 900  # bytes: what every syslog takes in one datagram
 RECONNECT_AFTER = 5.0  # seconds between attempts to reach a log that is gone
 
@@ -31,10 +32,14 @@ def shown(text: str, limit: int = MAX_FIELD) -> str:
     return safe if len(text) <= limit else safe + "..."
 
 
-def _one_word(address: str) -> str:
-    """An address in a line that fail2ban reads: a blank or a bracket in a quoted local part could end it, go on with
-    `relay=[` and have another host banned."""
-    return "".join(_escape(c) if c in " <>" else c for c in shown(address))
+def _one_word(text: str) -> str:
+    """A stranger's address or login name in a line that fail2ban reads.
+
+    A blank or a bracket in it could end it, go on with `relay=[` and have another host banned; so could its mere length
+    if the line were cut behind that. Capped in bytes, and once it is escaped.
+    """
+    safe = "".join(_escape(c) if c in " <>" or not c.isprintable() else c for c in text[:MAX_WORD])
+    return safe.encode("utf-8")[:MAX_WORD].decode("utf-8", "ignore")
 
 
 def _escape(character: str) -> str:
@@ -252,8 +257,8 @@ class ClientEvents(Events):
 
     def login_failed(self, relay: str, user: str, mechanism: str) -> None:
         self.counts["failed logins"] += 1
-        self._log(NOTICE, f"AUTH failure ({mechanism}): authentication failure: checkpass failed, user={shown(user)}, "
-                          f"relay={shown(relay)}")
+        self._log(NOTICE, f"AUTH failure ({mechanism}): authentication failure: checkpass failed, "
+                          f"user={_one_word(user)}, relay={shown(relay)}")
 
     def attacked(self, queue_id: str, relay: str, count: int) -> None:
         """A client guesses passwords."""

@@ -40,7 +40,7 @@ class Connection(asyncio.Protocol, ABC):
         self._core = core
         self._certificate = certificate
         self._transport: asyncio.Transport | None = None
-        self._moved = loop.time()  # when the client last did something, or its turn began
+        self._moved = self._turn = loop.time()  # when the client last said anything; when its turn began
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None  # of replies that are held back
         self._held = bytearray()
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol, ABC):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._moved = self._loop.time()  # it is the client's turn from here on
+        self._moved = self._turn = self._loop.time()
         if self._held and self._transport is not None:
             self._transport.write(bytes(self._held))
             self._held.clear()
@@ -275,6 +275,7 @@ class Connection(asyncio.Protocol, ABC):
             self._is_over = True
             self.connection_lost(None)  # asyncio does not tell us, it was talking to the handshake
             return
+        self._moved = self._turn = self._loop.time()
         self._note_tls()
         self._core.tls_started()
         self._core.receive(bytes(self._first_words))

@@ -97,13 +97,13 @@ class _File:
 class Incoming:
     """One message on its way in. id: its queue id, and the name of its file. size: bytes of content so far."""
 
-    __slots__ = ("_file", "_parts", "_paths", "id", "size")
+    __slots__ = ("_file", "_held", "_paths", "id", "size")
 
     def __init__(self, paths: Paths, found: str) -> None:
         self._paths = paths
         self.id = found
         self.size = 0
-        self._parts: list[bytes] = []
+        self._held = bytearray()  # (pieces of two bytes, each an object of its own, would be a hundred times as big)
         self._file: _File | None = None
 
     @property
@@ -119,20 +119,18 @@ class Incoming:
         """More of the content. Raises OSError."""
         self.size += len(data)
         if self._file is None:
-            self._parts.append(data)
+            self._held += data
         else:
             self._file.append(data)
 
     def held(self) -> bytes:
         """The content, as far as it is in memory."""
-        if len(self._parts) > 1:
-            self._parts = [b"".join(self._parts)]
-        return self._parts[0] if self._parts else b""
+        return bytes(self._held)
 
     def open(self, envelope: Envelope, content: Iterable[bytes]) -> None:
         """Make the file: the envelope, and this content in the place of what was held. Raises OSError."""
         self._file = _File(f"{self._paths.smtp_tmp}/{self.id}", envelope, content)
-        self._parts = []
+        self._held = bytearray()
 
     def replace(self, envelope: Envelope, content: Iterable[bytes]) -> None:
         """Make another file that takes the place of the first, which `content` may read. Raises OSError."""
@@ -156,7 +154,7 @@ class Incoming:
 
     def give_up(self) -> None:
         """Forget what there is of it."""
-        self._parts = []
+        self._held = bytearray()
         if self._file is not None:
             self._file.remove()
             self._file = None

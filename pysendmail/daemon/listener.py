@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from ssl import SSLContext
 
 from ..auth import Authenticator, Examiner
@@ -188,6 +189,9 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as trouble:
+                if trouble.errno == errno.EINVAL:  # nobody listens there any more, and others are about to take over
+                    self._loop.remove_reader(port.socket.fileno())
+                    return
                 self._events.trouble(f"cannot accept clients: {trouble.strerror}")
                 if trouble.errno in _RUN_OUT:  # else it is the client's network that is in trouble
                     self._pause()
@@ -235,7 +239,8 @@ class Listener:
         is_encrypted = port.profile == SUBMISSIONS
         certificate = self._certificates.for_client(is_local=client.is_local and not is_encrypted)
         is_waiting = client.is_stranger and not is_encrypted and not self._admission.is_stressed
-        session = Session(self._reception, client, self._settings_for(client, port), DAEMONS[port.profile], certificate,
+        terms = partial(self._settings_for, port)
+        session = Session(self._reception, client, terms, DAEMONS[port.profile], certificate,
                           is_encrypted=is_encrypted, wait=self._config.smtpd.greeting_delay if is_waiting else 0.0)
         task = self._loop.create_task(self._connect(session, connection, client, certificate if is_encrypted else None))
         self._opening.add(task)
@@ -264,7 +269,7 @@ class Listener:
         host = client.name or client.literal
         self._events.turned_away(self._inbox.new_id(), host, client.address, client.shown, answer.words)
 
-    def _settings_for(self, client: Client, port: Port) -> Settings:
+    def _settings_for(self, port: Port, client: Client) -> Settings:
         """The terms for a client; there are few different ones."""
         key = port.profile, client.is_local, client.may_relay, self._policy.is_proxy(client)
         found = self._settings.get(key)

@@ -79,6 +79,7 @@ class Listeners:
         process = self._processes.pop(pid, None)
         if process is None:
             return False
+        self._table.wipe(process.number)  # with sessions of which it could not say that they are over
         now = self._clock()
         if not process.is_leaving and not self._is_stopping:
             lived = now - process.started

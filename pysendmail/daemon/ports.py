@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -97,6 +98,8 @@ class Ports:
     def _close(self, address: str) -> None:
         bound = self._bound.pop(address)
         if address not in self._spare:
+            with suppress(OSError):  # listeners that are about to leave have it too, and would keep its address busy
+                bound.shutdown(socket.SHUT_RDWR)
             bound.close()
             if address.startswith(UNIX):
                 _remove(address.removeprefix(UNIX))

@@ -4,9 +4,10 @@
     the content, its end      arrival.py; 250 only once it is safe on disk
     a login                   whoever knows passwords (auth/)
 
-Times: a client may be silent for [limits] command_timeout, within a message for data_timeout, and must bring a message
-at data_rate; all of it within session_time. The listener's tick looks after that (`check`), so that no command costs a
-timer.
+Times: a command must be whole within [limits] command_timeout, however it trickles in. Within a message a client may
+be silent for data_timeout, and must bring it at data_rate. No message begins after session_time, or lasts longer than
+that. While most places are taken, strangers have stress_timeout instead of either time-out. The listener's tick looks
+after that (`check`), so that no command costs a timer.
 """
 
 import asyncio
@@ -36,15 +37,16 @@ _NOT_KNOWN = reply(454, "4.7.0", "passwords cannot be checked now, try again lat
 
 
 class Session(Connection):
-    """The client has been let in (admission.py) before this is made. daemon: what the log calls this door.
-
-    wait: seconds until the greeting.
+    """The client has been let in (admission.py) before this is made. terms: those for a client of this door. daemon:
+    what the log calls it. wait: seconds until the greeting.
     """
 
-    def __init__(self, reception: Reception, client: Client, settings: Settings, daemon: str,
+    def __init__(self, reception: Reception, client: Client, terms: Callable[[Client], Settings], daemon: str,
                  certificate: ssl.SSLContext | None = None, *, is_encrypted: bool = False, wait: float = 0.0) -> None:
-        super().__init__(reception.loop, reception.events, Server(settings, is_encrypted=is_encrypted), certificate)
+        core = Server(terms(client), is_encrypted=is_encrypted)
+        super().__init__(reception.loop, reception.events, core, certificate)
         self._reception = reception
+        self._terms = terms
         self._client = client
         self._key = client.key  # by which it was let in
         self._daemon = daemon
@@ -100,20 +102,21 @@ class Session(Connection):
 
     def check(self, now: float, *, is_stressed: bool) -> None:
         limits = self._reception.config.limits
-        silent = now - self._moved
+        is_hurried = is_stressed and not self._client.is_local
         if self._is_over:
             self._check_end(now)
-        elif self._is_deciding or self._wait:
-            pass  # it is our turn, and that has limits of its own
+        elif self._is_deciding or self._wait or self._transport is None:
+            pass  # it is our turn, or that of TLS, and either has limits of its own
         elif self._core.is_receiving:
-            late = now - self._content_began - SLOW_START
-            size = self._arrival.size if self._arrival is not None else 0
-            if silent > limits.data_timeout or (late > 0 and size < late * limits.data_rate):
+            lasts = now - self._content_began
+            late = lasts - SLOW_START
+            patience = min(limits.stress_timeout, limits.data_timeout) if is_hurried else limits.data_timeout
+            is_slow = late > 0 and self._core.received < late * limits.data_rate
+            if now - self._moved > patience or is_slow or lasts > limits.session_time:
                 self._time_out("message read")
         else:
-            is_hurried = is_stressed and not self._client.is_local
             patience = limits.stress_timeout if is_hurried else limits.command_timeout
-            if silent > patience or now - self._began > limits.session_time:
+            if now - self._turn > patience or now - self._began > limits.session_time:
                 self._time_out("server cmd read")
 
     def _time_out(self, where: str) -> None:
@@ -181,6 +184,9 @@ class Session(Connection):
         self._opinions.close()
         self._client, self._opinions = client, Opinions(self._reception, client)
         self._opinions.begin()
+        # The line ends, the haste and the limits of the new client; of the connection what a proxy may, and TLS.
+        was = self._core.settings
+        self._core.serve(replace(self._terms(client), allows_xclient=was.allows_xclient, offers_tls=was.offers_tls))
         self._core.user = told.get("LOGIN", self._core.user)
         if self._opinions.is_examined:
             self._wait_for(self._opinions.connected(), self._answer)

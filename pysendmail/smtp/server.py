@@ -119,6 +119,9 @@ class Server(Session):
         else:
             self._take(line)
 
+    def _lose_line(self) -> None:
+        self._login = None
+
     def _take(self, line: bytes) -> None:
         """One command. Raises BadSyntax."""
         if line and not line[:1].isalpha() and not line.startswith((b" ", b"\t")):  # a TLS hello, JSON, ...
@@ -209,7 +212,7 @@ class Server(Session):
             self._refuse(reply(530, "5.7.0", words))
         elif parameters.size > self.settings.limits.message_size:
             self._refuse(TOO_BIG)
-        elif not self._patience.has_room:
+        elif not self.user and not self._patience.has_room:
             self._end(reply(421, "4.7.0", "too many messages in one session"), "too many messages")
         else:
             self._ask(requests.SenderGiven(sender, parameters), "MAIL")

@@ -52,6 +52,11 @@ class Session(ABC):
         return self._state is State.CONTENT and self._open is None
 
     @property
+    def received(self) -> int:
+        """Bytes of the message that is coming, so far, whether or not it is going to be refused."""
+        return self._content.size
+
+    @property
     def is_full(self) -> bool:
         """Whether the driver should stop reading for a while: no client fills our memory while a decision is open."""
         return len(self._reader) >= FULL
@@ -60,6 +65,11 @@ class Session(ABC):
     def delay(self) -> float:
         """Seconds to hold replies back; not zero for a client that keeps making errors."""
         return self._patience.delay
+
+    def serve(self, settings: Settings) -> None:
+        """The client is another than we thought (XCLIENT), and so are its terms."""
+        self.settings = settings
+        self._patience = Patience(settings.limits)
 
     def receive(self, data: bytes) -> None:
         """Bytes from the client. Ignored once the session is over."""
@@ -107,6 +117,7 @@ class Session(ABC):
         try:
             line = self._reader.next_line()
         except LineTooLong:
+            self._lose_line()
             self._refuse(TOO_LONG)
             return True
         if line is None:
@@ -127,6 +138,10 @@ class Session(ABC):
     @abstractmethod
     def _take_line(self, line: bytes) -> None:
         """Act on a line, given without its end. Raises BadSyntax."""
+
+    @abstractmethod
+    def _lose_line(self) -> None:
+        """A line was too long: what it would have gone on with is over."""
 
     # ---- content
 

@@ -12,6 +12,7 @@ import pytest
 
 from pysendmail.config import Config, Listener
 from pysendmail.daemon import listeners as module
+from pysendmail.daemon.admission import MAX_LISTENERS, Tally
 from pysendmail.daemon.listeners import RESTART_FIRST, SILENT_AFTER, STOP_WITHIN, Listeners
 from pysendmail.daemon.ports import Ports, address_of
 from pysendmail.paths import Paths
@@ -121,6 +122,18 @@ def test_one_that_died_is_replaced_later_and_later(keeper: Keeper) -> None:
         keeper.greet()
         wait *= 2
     assert sum("listener ended (-9)" in line for line in keeper.log) == 4
+
+
+def test_the_sessions_of_one_that_died_take_no_places(keeper: Keeper) -> None:
+    keeper.use(processes=1)
+    host, _, port = keeper.address.rpartition(":")
+    tally = Tally(keeper.listeners._table, MAX_LISTENERS - 1)
+    with Client(socket.create_connection((host, int(port)), WITHIN)) as client:
+        client.hello()
+        assert tally.sessions == 1
+        os.kill(keeper.pids[0], signal.SIGKILL)
+        keeper.wait_ended(1)
+    assert tally.sessions == 0
 
 
 def test_one_that_lived_long_is_replaced_soon(keeper: Keeper) -> None:

@@ -18,7 +18,7 @@ from pysendmail.mail.envelope import Origin
 from pysendmail.paths import Paths
 from pysendmail.smtp.reply import Reply, reply
 from tests.tools import certificate
-from tests.tools.door import STRANGER, Door, Logins, anybody, settings, until
+from tests.tools.door import STRANGER, Client, Door, Logins, anybody, settings, until
 
 ALICE = "alice@server.example"
 MakeDoor = Callable[..., Door]
@@ -482,6 +482,22 @@ def test_xclient(door: Door) -> None:
     assert (found.envelope.origin.client, found.envelope.origin.auth) == ("[192.0.2.99]", "alice")
 
 
+def test_the_client_of_a_proxy_has_the_terms_of_its_own(make_door: MakeDoor) -> None:
+    """A stranger's line ends and limits, not those of programs on this host, where the proxy is."""
+    door = make_door(changes={"limits": {"messages_per_session": 1}})
+    with door.connect() as client:
+        client.hello()
+        assert client.cmd("XCLIENT ADDR=192.0.2.99").startswith("220 ")
+        client.send(b"EHLO there.example\r\n")
+        assert any(line.startswith("250-XCLIENT") for line in client.reply())
+        for line in ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA"):
+            client.cmd(line)
+        client.send(b"Subject: x\r\n\r\nx\n.\nx\r\n.\r\n")
+        assert client.reply()[0].startswith("550 5.5.2")
+        assert client.cmd("MAIL FROM:<a@example.org>").startswith("421 4.7.0 too many messages")
+    assert door.taken() == []
+
+
 def test_strangers_are_no_proxies(door: Door) -> None:
     with door.connect_from() as client:
         assert not any("XCLIENT" in line for line in client.hello())
@@ -562,6 +578,47 @@ def test_a_client_that_drips(make_door: MakeDoor, hasty: Callable[[], None]) -> 
     door.log.wait_for(r"during message read$")
 
 
+def drip(client: Client, piece: bytes) -> str:
+    """Say it again every tenth of a second; what the server says in the end. A listener looks once a second."""
+    for _ in range(60):
+        client.send(piece)
+        if client.has_reply(0.1):
+            return client.reply()[0]
+    raise AssertionError("it waits and waits")
+
+
+def test_a_command_that_trickles_in_is_as_late_as_one_that_does_not_come(
+        make_door: MakeDoor, hasty: Callable[[], None]) -> None:
+    door = make_door(changes={"limits": {"command_timeout": 1}}, before=hasty)
+    with door.connect_from() as client:
+        client.hello()
+        assert drip(client, b"N").startswith("421 4.4.2")
+
+
+def test_a_message_that_goes_on_and_on(make_door: MakeDoor, hasty: Callable[[], None]) -> None:
+    door = make_door(changes={"limits": {"session_time": 1, "data_rate": 0}}, before=hasty)
+    with door.connect_from() as client:
+        client.hello()
+        for line in ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA"):
+            client.cmd(line)
+        assert drip(client, b"x\r\n").startswith("421 4.4.2")
+    door.log.wait_for(r"during message read$")
+
+
+def test_a_message_that_is_refused_in_the_middle_is_not_late(make_door: MakeDoor, hasty: Callable[[], None]) -> None:
+    """A client that heard 421 would come again with it, for days."""
+    door = make_door(changes={"limits": {"message_size": 1024, "data_rate": 1, "command_timeout": 1}}, before=hasty)
+    with door.connect_from() as slow, door.connect_from() as clock:
+        slow.hello()
+        for line in ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA"):
+            slow.cmd(line)
+        slow.send(b"x\r\n" * 1000)
+        clock.hello()
+        assert clock.reply()[0].startswith("421 4.4.2")  # the listener has looked at the clock
+        slow.send(b".\r\n")
+        assert slow.reply()[0].startswith("552 5.3.4")
+
+
 def test_a_session_has_an_end(make_door: MakeDoor, hasty: Callable[[], None]) -> None:
     door = make_door(changes={"limits": {"session_time": 1, "junk_commands": 1_000_000}}, before=hasty)
     with door.connect_from() as client:
@@ -571,11 +628,16 @@ def test_a_session_has_an_end(make_door: MakeDoor, hasty: Callable[[], None]) ->
         assert answer.startswith("421 4.4.2")
 
 
-def test_under_stress_strangers_must_be_quick(make_door: MakeDoor, hasty: Callable[[], None]) -> None:
+@pytest.mark.parametrize("lines", [(), ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA")],
+                         ids=["command", "message"])
+def test_under_stress_strangers_must_be_quick(
+        make_door: MakeDoor, hasty: Callable[[], None], lines: tuple[str, ...]) -> None:
     door = make_door(changes={"limits": {"sessions": 2, "reserved_sessions": 0, "stress_timeout": 1}}, before=hasty)
     with door.connect() as friend, door.connect_from() as stranger:
         friend.hello()
         stranger.hello()
+        for line in lines:
+            stranger.cmd(line)
         assert stranger.reply()[0].startswith("421 4.4.2")
         assert friend.cmd("NOOP").startswith("250")
 

@@ -11,6 +11,7 @@ Users are alice, bob, carol and root; "trouble" is one whom the user database gi
 """
 
 import os
+import select
 import signal
 import socket
 import ssl
@@ -236,6 +237,10 @@ class Client:
             self._more()
         line, _, self._buffer = self._buffer.partition(b"\r\n")
         return line
+
+    def has_reply(self, seconds: float) -> bool:
+        """Whether anything has come, after waiting for it so long."""
+        return bool(self._buffer) or bool(select.select([self._connection], [], [], seconds)[0])
 
     def put_back(self, line: bytes) -> None:
         """A line that is somebody else's to take."""

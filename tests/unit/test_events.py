@@ -8,8 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pysendmail.events import INFO, MAX_FIELD, MAX_LINE, NOTICE, RECONNECT_AFTER, Events, Syslog, duration, shown
+from pysendmail.events import (
+    INFO,
+    MAX_FIELD,
+    MAX_LINE,
+    NOTICE,
+    RECONNECT_AFTER,
+    ClientEvents,
+    Events,
+    Syslog,
+    duration,
+    shown,
+)
 from pysendmail.mail.outcome import Outcome, deferred, delivered, failed
 from tests.tools import elsewhere, processes
 
@@ -101,6 +114,31 @@ def test_no_verb_lets_a_line_break_through(events: Events, said: Said) -> None:
     events.trouble(evil)
     assert len(said.lines) == 8
     assert not any("\n" in text for _, text in said.lines)
+
+
+# What fail2ban's sendmail-auth and sendmail-reject look for, with its idea of a host.
+HOST = r"(?:IPv6:)?([0-9A-Fa-f:.]+)"
+LOGIN = re.compile(rf"^AUTH failure \([^)]+\):(?: [^:]+:)? (?:authentication failure|user not found): [^,]*, "
+                   rf"(?:user=(?:\S+|.*?), )?relay=(?:\S+ )?\[{HOST}\](?: \(may be forged\))?$")
+RELAYING = re.compile(rf"^{ID}: ruleset=check_rcpt, arg1=(?P<email><\S+@\S+>), relay=(?:\S+ )?\[{HOST}\], reject=550 "
+                      r"5\.7\.1 (?P=email)\.\.\. Relaying denied\. Proper authentication required\.$")
+NAMES = st.text(max_size=1024) | st.builds(
+    lambda filler, number, end: filler * number + end,
+    st.sampled_from(("x", " ", "\u00fc", "\U0001f600", "\udcff")), st.integers(0, 1024),
+    st.sampled_from(("x, relay=[192.0.2.66]", " relay=y [192.0.2.66]", "> [192.0.2.66]")))
+
+
+@given(name=NAMES)
+def test_no_name_of_a_stranger_has_another_host_banned(name: str) -> None:
+    """Neither by what it says nor by its length, at which a line is cut."""
+    said = Said()
+    ClientEvents(said).login_failed("mail.example.org [198.51.100.7]", name, "LOGIN")
+    ClientEvents(said).rejected(ID, "check_rcpt", "x@y" + name, "[IPv6:2001:db8::7]",
+                                "550 5.7.1 Relaying denied. Proper authentication required.")
+    assert all(len(line.encode()) < MAX_LINE - len("<21>Jan 30 00:00:00 sendmail[4194304]: ") for _, line in said.lines)
+    login, relaying = LOGIN.match(said.lines[0][1]), RELAYING.match(said.lines[1][1])
+    assert (login and login[1]) == "198.51.100.7", said.lines
+    assert (relaying and relaying[2]) == "2001:db8::7", said.lines
 
 
 def test_counters_count(events: Events) -> None:

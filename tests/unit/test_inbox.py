@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def test_a_long_message_goes_into_the_file_as_it_comes(box: Box) -> None:
     box.commit(incoming)
     assert box.taken()[0].text == b"START\n" + b"".join(b"%d\n" % n for n in range(100))
     assert incoming.size == 5 + 190 + 100
+
+
+def test_a_message_in_many_pieces_takes_no_more_memory(box: Box) -> None:
+    incoming = box.inbox.begin("x")
+    pieces = os.urandom(200_000)
+    tracemalloc.start()
+    try:
+        for at in range(0, len(pieces), 2):
+            incoming.add(pieces[at:at + 2])
+        assert tracemalloc.get_traced_memory()[0] < 2 * len(pieces)
+    finally:
+        tracemalloc.stop()
+    assert incoming.held() == pieces
 
 
 def test_another_file_takes_its_place_while_it_is_read(box: Box) -> None:

@@ -66,6 +66,16 @@ def test_an_address_that_stays_keeps_its_socket(ports: Ports) -> None:
     assert before[one].fileno() == -1
 
 
+def test_an_address_is_free_at_once_though_listeners_have_not_left_yet(ports: Ports, log: list[str]) -> None:
+    one = free_address()
+    everywhere = one.replace("127.0.0.1", "0.0.0.0")
+    ports.want((Listener(one),))
+    with ports.get()[0].socket.dup():  # as a child has it
+        ports.want((Listener(everywhere),))
+        assert ports.is_complete
+        assert can_connect(one)
+
+
 def test_one_that_is_in_use_stops_nobody_and_is_tried_again(ports: Ports, log: list[str]) -> None:
     good = free_address()
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -466,6 +466,25 @@ def test_a_password_is_not_to_be_guessed_in_one_session() -> None:
     assert porter.ended == "too many failed logins"
 
 
+def test_a_line_that_is_too_long_ends_a_login() -> None:
+    server, porter = opened(mechanisms=("LOGIN",), offers_tls=True)
+    server.is_encrypted = True
+    say(porter, b"EHLO c")
+    assert replies(say(porter, b"AUTH LOGIN")) == [334]
+    assert replies(say(porter, b"x" * 20_000)) == [500]
+    assert replies(say(porter, b"NOOP")) == [250]
+
+
+def test_who_has_logged_in_sends_as_much_as_he_likes() -> None:
+    server, porter = opened(limits=Limits(messages=1), mechanisms=("PLAIN",), offers_tls=True)
+    server.is_encrypted, server.user = True, "alice"
+    say(porter, b"EHLO c")
+    for _ in range(3):
+        for line in (b"MAIL FROM:<a@example.org>", b"RCPT TO:<alice>", b"DATA"):
+            say(porter, line)
+        assert replies(say(porter, b"x\r\n.")) == [250]
+
+
 def test_a_password_is_in_no_repr() -> None:
     assert "s3cret" not in repr(requests.LoginGiven("PLAIN", "", "a", "s3cret"))
 
