@@ -102,7 +102,8 @@ class SmtpdSettings:
         1, whole(0, 60), "How long strangers wait for the greeting; who talks before it is turned away.", SECONDS)
     check_sender: bool = setting(True, kinds.BOOLEAN, "Whether the domain of a stranger's sender must exist in DNS.")
     protect_local_senders: bool = setting(
-        True, kinds.BOOLEAN, "Whether strangers are refused who use a sender of this host's domains.")
+        False, kinds.BOOLEAN,
+        "Whether strangers are refused who use a sender of this host's domains, as forwarders do.")
     dnsbl: tuple[str, ...] = setting(
         (), kinds.DOMAINS, "DNS block lists; strangers that one of them names are refused. No answer: let through.")
     policy_servers: tuple[str, ...] = setting(
@@ -154,7 +155,8 @@ class MilterSettings:
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
     lifetime: int = setting(432_000, whole(0), "How long mail may wait before it is returned.", SECONDS, common=True)
-    bounce_lifetime: int = setting(172_800, whole(0), "The same for reports, which nobody gets back.", SECONDS)
+    bounce_lifetime: int = setting(
+        172_800, whole(0), "The same for reports, which nobody gets back; at most lifetime.", SECONDS)
     delay_warning: int = setting(
         14_400, whole(0), "When the sender hears that mail is still waiting. 0: never.", SECONDS, common=True)
     retry_first: int = setting(

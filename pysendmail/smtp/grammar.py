@@ -306,7 +306,7 @@ def mail(sender: bytes, parameters: MailParameters) -> bytes:
 
 def rcpt(recipient: bytes, parameters: RcptParameters) -> bytes:
     """RCPT TO:recipient, which comes from path()."""
-    words = (("NOTIFY", ",".join(sorted(parameters.notify)).upper()), ("ORCPT", parameters.orcpt))
+    words = (("NOTIFY", ",".join(sorted(parameters.notify, reverse=True)).upper()), ("ORCPT", parameters.orcpt))
     return command("RCPT", b"TO:" + recipient, *_parameters(words))
 
 

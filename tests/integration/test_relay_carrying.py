@@ -296,7 +296,7 @@ def test_what_reports_are_wanted_is_passed_on_or_said_not_to_be(offers: tuple[st
     assert answer.dsn_is_passed is is_passed
     (envelope,) = sink.envelopes
     assert ("RET=HDRS ENVID=x+2By" in envelope.mail) is is_passed
-    assert ("NOTIFY=FAILURE,SUCCESS ORCPT=rfc822;alias@example.org" in envelope.rcpts[0]) is is_passed
+    assert ("NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;alias@example.org" in envelope.rcpts[0]) is is_passed
 
 
 def test_a_message_over_the_hosts_limit_is_not_sent() -> None:

@@ -105,8 +105,7 @@ def make_door(paths: Paths, tmp_path: Path) -> Iterator[list[Door]]:
 @pytest.mark.parametrize("one", OVER_TCP, ids=names(OVER_TCP))
 def test_over_tcp(one: Dialog, is_slow: bool, paths: Paths, tmp_path: Path, make_door: list[Door]) -> None:
     limits = {LIMITS.get(name, name): value for name, value in one.limits.items()}
-    door = Door(paths, settings(paths, limits=limits, smtpd={"protect_local_senders": False},
-                                 relay={"domains": ("bücher.example",)}), one.profile,
+    door = Door(paths, settings(paths, limits=limits, relay={"domains": ("bücher.example",)}), one.profile,
                 certificate.server_context(tmp_path) if one.tls or one.profile == "submissions" else None,
                 Logins() if one.login else None)
     make_door.append(door)

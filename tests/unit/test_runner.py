@@ -142,8 +142,9 @@ def test_old_message_is_given_up_after_enough_attempts(paths: Paths) -> None:
     assert (report.user, report.queue_id[1:]) == ("alice", found[1:])
 
 
-def test_report_is_given_up_earlier(paths: Paths) -> None:
-    running = Running(paths, lifetime=400_000, bounce_lifetime=4000)
+@pytest.mark.parametrize(("lifetime", "bounce_lifetime"), [(400_000, 4000), (4000, 400_000)])
+def test_report_is_given_up_no_later_than_mail(paths: Paths, lifetime: int, bounce_lifetime: int) -> None:
+    running = Running(paths, lifetime=lifetime, bounce_lifetime=bounce_lifetime)
     found = running.submit("nobody-there")
     while not running.lines("gave up after 4000 s"):
         for one in running.deliveries():

@@ -228,7 +228,7 @@ def test_commands_are_written_with_their_parameters() -> None:
     assert grammar.mail(b"<a@b>", parameters) == line
     assert grammar.mail(b"<>", MailParameters()) == b"MAIL FROM:<>\r\n"
     rcpt = RcptParameters(frozenset({"success", "delay"}), "rfc822;a@b")
-    assert grammar.rcpt(b"<a@b>", rcpt) == b"RCPT TO:<a@b> NOTIFY=DELAY,SUCCESS ORCPT=rfc822;a@b\r\n"
+    assert grammar.rcpt(b"<a@b>", rcpt) == b"RCPT TO:<a@b> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;a@b\r\n"
     assert grammar.command("EHLO", "host.example") == b"EHLO host.example\r\n"
 
 

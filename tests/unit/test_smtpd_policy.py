@@ -162,12 +162,13 @@ def test_a_listed_proxy_says_who_its_client_is(policy: Policy) -> None:
     (STRANGER, "a@backup.example", ""),
     (NEIGHBOUR, "boss@here.example", ""), (NEIGHBOUR, "root", ""), (HERE, "root", ""), (HERE, "x@anything", ""),
 ])
-def test_senders(policy: Policy, client: str, sender: str, expected: str) -> None:
+def test_senders(usual: Config, users: Users, clock: Clock, tmp_path: Path, client: str, sender: str,
+                 expected: str) -> None:
+    policy = make(replace(usual, smtpd=replace(usual.smtpd, protect_local_senders=True)), users, clock, tmp_path)
     assert answer(policy.sender(policy.client(client, 1), "", sender)) == expected
 
 
-def test_senders_of_this_host_may_be_left_open(usual: Config, users: Users, clock: Clock, tmp_path: Path) -> None:
-    policy = make(replace(usual, smtpd=replace(usual.smtpd, protect_local_senders=False)), users, clock, tmp_path)
+def test_senders_of_this_host_come_back_by_forwarders_and_lists(policy: Policy) -> None:
     assert policy.sender(policy.client(STRANGER, 1), "", "boss@here.example") is None
 
 
