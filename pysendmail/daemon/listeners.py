@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import Config
-from ..deliver import identity
+from ..deliver import identity, landlock
 from ..events import ERROR, WARNING, ClientEvents, Log
 from ..paths import Paths
 from ..users import User, Users
@@ -197,6 +197,7 @@ class Listeners:
             if self._user is not None:
                 identity.become(self._user)
             identity.harden(supervisor)
+            landlock.confine(self._paths.smtp_tmp, self._paths.smtp_new)
             share = listener.Share(ports, self._table, number, found, self._logins(settings, channel),
                                    self._examiner(settings, is_public=are_public(ports, settings.smtpd)))
             code = listener.run(self._paths, settings, self._users, self._log, share)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .. import __version__, config
-from ..deliver import agent, identity, spawner
+from ..deliver import agent, identity, landlock, spawner
 from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
@@ -156,7 +156,13 @@ class Supervisor:
         from . import relay  # asyncio, ssl and dns: in the child alone
 
         settings = config.with_secrets(config.load(self.paths))
-        return lambda channel: relay.serve(channel, settings)
+
+        def serve(channel: socket.socket) -> None:
+            if not settings.relay.token_command:  # which may keep its tokens wherever it likes
+                landlock.confine()
+            relay.serve(channel, settings)
+
+        return serve
 
     def _become_runner(self, link: socket.socket, supervisor: int) -> None:
         """In the child: give everything up, then run. It never returns."""
@@ -170,6 +176,7 @@ class Supervisor:
             from . import main  # asyncio and all that: in the child alone
 
             identity.harden(supervisor)
+            landlock.confine(self.paths.spool)
             code = main.run(self.paths, self.settings, self.users, self.log, main.Sockets(link, **self.sockets))
         except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
             self.log(ERROR, f"SYSERR(root): runner: {type(problem).__name__}: {problem}")

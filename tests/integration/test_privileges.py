@@ -103,7 +103,7 @@ def test_agent_is_the_recipient(host: Host) -> None:
 def test_agent_has_its_channel_alone(host: Host) -> None:
     host.outcome(host.send("bob"), "bob")
     agent, = host.agents
-    assert kinds(agent) == ["/dev/null", "/dev/null", "socket"]
+    host.wait_until(lambda: kinds(agent) == ["/dev/null", "/dev/null", "socket"], "its channel alone")
     assert os.readlink(f"/proc/{agent}/cwd") == "/"
 
 
@@ -159,6 +159,24 @@ def test_relay_is_its_own_user_and_sees_neither_queue_nor_root(host: Host) -> No
     seen = status_of(pid)
     assert [seen[name] for name in ("CapPrm", "CapEff", "NoNewPrivs")] == [NOTHING, NOTHING, "1"]
     assert not any(where.startswith(host.paths.run) or where == host.paths.lock for where in descriptors(pid).values())
+
+
+def test_who_talks_to_others_or_owns_the_queue_confines_itself(make_host: MakeHost, tmp_path: Path) -> None:
+    """Runner, relay and listener; what that means is in tests/unit/test_landlock.py."""
+    trace = tmp_path / "trace"
+    host = make_host(runs_as=["strace", "-f", "-qq", "-o", str(trace), "-e",
+                              "trace=landlock_create_ruleset,landlock_restrict_self"],
+                     settings='[smtpd]\nlisten = ["127.0.0.1:0"]\nprocesses = 1\n')
+    host.start()
+    host.send("somebody@elsewhere.invalid")
+
+    def confined() -> int:
+        text = trace.read_text("ascii", "replace")
+        if re.search(r"landlock_create_ruleset\(NULL.* = -1 E", text):
+            return len(set(re.findall(r"^(\d+) .*VERSION", text, re.MULTILINE)))  # a kernel without it was asked
+        return len(set(re.findall(r"^(\d+) .*landlock_restrict_self\b.* = 0$", text, re.MULTILINE)))
+
+    host.wait_until(lambda: confined() >= 3, "runner, relay and listener")
 
 
 def test_nobody_but_root_can_look_into_an_agent(host: Host) -> None:
