@@ -11,12 +11,9 @@ below a private root. The same code, minus becoming somebody else.
 """
 
 import errno
-import fcntl
 import os
 import signal
 import socket
-import stat
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -27,9 +24,8 @@ from ..deliver import agent, identity, landlock, spawner
 from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
-from ..spool.queue_file import needs_directory_sync
 from ..users import LookupTrouble, SystemUsers, User, Users
-from . import ports
+from . import ports, premises
 from .listeners import Listeners
 from .service import Service
 
@@ -40,11 +36,6 @@ STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
 END_WITHIN = 1.0  # seconds that a runner may still take to end after it has closed its socket
 BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
 LOOK_EVERY = 0.5  # seconds between looks at children and signs of life
-BACKLOG = 64
-OPEN_DROP, CLOSED_DROP = 0o3777, 0o3733
-# acl(5) as the kernel stores it: version 2; then tag, permissions, id: owner rw-, group r--, others ---.
-PRIVATE_ACL = struct.pack("<I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
-_SOCKETS = {"wake": socket.SOCK_DGRAM, "submit": socket.SOCK_STREAM, "control": socket.SOCK_STREAM}
 EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_TEMPFAIL, EX_CONFIG = 0, 64, 70, 71, 75, 78
 
 USAGE = f"""usage: pysendmaild [--help | --version]
@@ -89,45 +80,6 @@ class Supervisor:
     lock: int = -1
 
     # ---- start
-
-    def is_alone(self) -> bool:
-        """Whether no other daemon serves these sockets: a second one would take them away from the first, and with them
-        everybody's way to it. (The spool has a lock of its own, which the runner takes.)"""
-        os.makedirs(self.paths.run, 0o755, exist_ok=True)
-        self.lock = os.open(f"{self.paths.run}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def open_sockets(self) -> None:
-        """Bind what the runner listens on; it keeps them over restarts of the runner, so that no client is refused."""
-        for name, kind in _SOCKETS.items():
-            path = f"{self.paths.run}/{name}"
-            if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)  # of an earlier daemon
-            opened = self.sockets[name] = socket.socket(socket.AF_UNIX, kind)
-            opened.bind(path)
-            os.chmod(path, 0o666)  # noqa: S103 - whoever submits; peers are known by their uid
-            if kind == socket.SOCK_STREAM:
-                opened.listen(BACKLOG)
-
-    def close_drop(self) -> None:
-        """Whatever a user makes in the drop, with whatever umask, shall be readable for no other user.
-
-        bin/sendmail sees to that itself; a default ACL (acl(5)) makes it so for everybody. File systems without ACLs
-        lack this one safety.
-        """
-        # Where a file's sync does not cover its name, submitters sync the directory, and must be able to open it.
-        mode = OPEN_DROP if needs_directory_sync(self.paths.drop_new) else CLOSED_DROP
-        for path in (self.paths.drop_tmp, self.paths.drop_new):
-            try:
-                if stat.S_IMODE(os.stat(path).st_mode) != mode:
-                    os.chmod(path, mode)
-                os.setxattr(path, "system.posix_acl_default", PRIVATE_ACL)
-            except OSError as trouble:
-                self.log(NOTICE, f"mode and default ACL of {path} are not what they should be: {trouble.strerror}")
 
     def start_runner(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -191,10 +143,11 @@ class Supervisor:
         signal.set_wakeup_fd(self.signals)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)  # its only effect is a byte in the wake-up pipe
-        if not self.is_alone():
+        self.lock = premises.lock(self.paths)
+        if self.lock < 0:
             return self._refuse(f"another pysendmaild is running here ({self.paths.run}/lock)")
-        self.open_sockets()
-        self.close_drop()
+        self.sockets = premises.open_sockets(self.paths)
+        premises.close_drop(self.paths, self.log)
         self.listeners.use(self.settings)
         self.start_runner()
         while True:

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import stat
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -15,7 +14,6 @@ from pysendmail.daemon import supervisor as module
 from pysendmail.daemon.supervisor import Runner, Supervisor, agent_settings, service_user
 from pysendmail.paths import Paths
 from pysendmail.users import LookupTrouble, User
-from tests.tools import elsewhere
 
 
 class Heard:
@@ -185,43 +183,6 @@ def test_reload_with_good_settings_takes_them(one: Supervisor, heard: Heard) -> 
     one._signalled(signal.SIGHUP)
     assert one.settings.hostname == "other.example"
     assert "READY=1" not in heard.lines, "that is for the next runner to say"
-
-
-# ---- sockets
-
-
-def test_sockets_are_for_everybody_and_take_the_place_of_stale_ones(one: Supervisor) -> None:
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(one.paths.submit)
-    one.open_sockets()
-    for path in (one.paths.wake, one.paths.submit, one.paths.control):
-        seen = os.stat(path)
-        assert stat.S_ISSOCK(seen.st_mode)
-        assert stat.S_IMODE(seen.st_mode) == 0o666
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(one.paths.submit)
-
-
-def test_what_is_no_socket_is_not_removed(one: Supervisor) -> None:
-    with open(one.paths.wake, "w", encoding="utf-8") as file:
-        file.write("somebody's")
-    with pytest.raises(OSError, match="in use"):
-        one.open_sockets()
-    assert os.path.getsize(one.paths.wake) == 10
-
-
-def test_second_supervisor_knows_that_it_is_not_alone(one: Supervisor, paths: Paths) -> None:
-    assert one.is_alone()
-    assert stat.S_IMODE(os.stat(f"{paths.run}/lock").st_mode) == 0o600
-
-    def second() -> bool:
-        os.close(one.lock)  # of the fork; the first one's stays
-        return Supervisor(paths, one.users, one.log, one.service, one.settings, None, None, one.listeners).is_alone()
-
-    assert elsewhere.run(second) is False
-    os.close(one.lock)
-    one.lock = -1
-    assert one.is_alone()
 
 
 # ---- what children inherit
