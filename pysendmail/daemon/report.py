@@ -50,7 +50,7 @@ class Reports:
         self._config = config
         self._queue = queue
         self._clock = clock
-        self._postmaster = postmaster
+        self.postmaster = postmaster
 
     def plans(self, message: Message, kind: str) -> list[Plan]:
         """What is to be told now, one report for each who hears. kind: "final" (failures, asked-for successes) or
@@ -77,7 +77,7 @@ class Reports:
         if not found:
             why = f"cannot be delivered and nobody is left to be told: {why}"
         title = "postmaster notify" if is_notice else _TITLES.get(results[0].action, "DSN")
-        return Plan(found, number, self._postmaster if is_notice else hearer, targets, results, is_notice, title, why)
+        return Plan(found, number, self.postmaster if is_notice else hearer, targets, results, is_notice, title, why)
 
     def commit(self, message: Message, plan: Plan) -> Message:
         """Write the report into the queue. Raises OSError: it is not there."""

@@ -19,6 +19,7 @@ from ..spool.journal import Event
 from ..spool.queue import Broken, Entry, Message, Queue, entry_of
 from . import agents, schedule
 from .adoption import Adoption
+from .aside import Aside
 from .catalogue import Catalogue
 from .intake import Intake
 from .load import Load, per_processor
@@ -57,6 +58,7 @@ class Runner:
         self._passes = Passes(loop, config, queue, expander, local, outgoing, events, clock, self._settle,
                               self._crashed)
         self._settlement = Settlement(config, queue, reports, events, clock, chance, self)
+        self._aside = Aside(loop, config, queue, events, clock, reports.postmaster, self.has, self.accept)
         self.active: dict[str, Pass] = {}
         self.catalogue = Catalogue(queue, config.queue.lifetime)
         self.waiting = Waiting(self.catalogue.forget)
@@ -93,6 +95,7 @@ class Runner:
         self.catalogue.expect(self.waiting.entries)
         self._recovering = intake.recover()
         self._load.look()
+        self._aside.expect()  # what an earlier runner could not tell of
         self._loop.call_soon(self.take_in)
         self._loop.call_later(SCAN_EVERY, self._scan)
         self._loop.call_later(WARM_EVERY, self._warm)
@@ -388,8 +391,4 @@ class Runner:
         self.waiting.remove(entry.id)
         self._found.discard(entry.id)
         self.shares.remove(entry.uid, 0)
-        self.events.trouble(f"{entry.id}: moved to queue/bad: {why}")
-        try:
-            self.queue.set_aside(entry)
-        except OSError as trouble:
-            self.events.trouble(f"{entry.id}: cannot move it: {trouble.strerror}")
+        self._aside.put(entry, why)

@@ -6,7 +6,8 @@ whole; what happens to it goes into journal/ID. The *name* carries what the sche
     new/ID                                   accepted, not tried to its end yet
     cur/ID,T=1795500000,A=3,H=9f86d081,U=1000:2,   tried: due, attempts, hash of the destination, submitter's uid
     hold/NAME                                the same name as in new or cur, out of the schedule
-    bad/NAME                                 damaged or fatal three times; for people, never touched again
+    bad/NAME                                 damaged or fatal three times; for people
+    bad/NAME,told                            the postmaster has been told of it; never touched again
 
     state                              on disk                                after a crash
     S1 submitted                       drop/new/X                             taken in by the next sweep
@@ -41,6 +42,7 @@ from .record import Damaged
 
 PLACES = ("new", "cur", "hold")
 DIRECTORIES = ("tmp", "new", "cur", "hold", "bad", "journal")
+TOLD = ",told"
 MAX_JOURNAL = 64 * 1024 * 1024  # bytes: more is damage
 FULL_JOURNAL = 16 * 1024 * 1024  # bytes: beyond this deferrals are left out, which only repeat what is in it already
 
@@ -122,6 +124,7 @@ class Queue:
 
     def __init__(self, paths: Paths, clock: Callable[[], float], *, sync_directories: bool = False) -> None:
         self._root = paths.queue
+        self.bad = paths.queue + "/bad"
         self._intake = paths.intake
         self._quarantine = paths.quarantine
         self._journals = paths.journal
@@ -326,6 +329,14 @@ class Queue:
     def set_aside(self, entry: Entry) -> None:
         """Into bad/, for people to look at. The journal stays where it is."""
         self._move(entry, "bad", entry.name)
+
+    def untold(self) -> list[str]:
+        """Names in bad/ of which the postmaster has not been told. Raises OSError."""
+        return sorted(name for name in os.listdir(self.bad) if not name.endswith(TOLD))
+
+    def mark_told(self, name: str) -> None:
+        """Raises OSError."""
+        durable.rename(f"{self.bad}/{name}", f"{self.bad}/{name}{TOLD}")
 
     # ---- at start
 

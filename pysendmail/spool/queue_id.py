@@ -6,7 +6,7 @@ The eight are base 62 in ASCII order and count ticks of 100 microseconds since t
 A report of our own gets an id *derived* from the message it is about, so that a crash cannot make two of them: the
 first character, a digit until the year 2080, becomes a letter: A for the first report, B for the second; a notice to
 the postmaster about a report that could not be delivered has the same letter in lower case. Nothing is derived from
-that.
+that, nor from a notice about damaged files (daemon/aside.py), whose letter is z.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 14
 TICKS_PER_SECOND = 10_000
 SERIALS = 1000  # ids of one writer in one tick
-MAX_REPORTS = 26  # about one message
+MAX_REPORTS = 25  # about one message: A to Y
 
 _DIGITS = frozenset("0123456789")
 

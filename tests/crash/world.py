@@ -48,7 +48,7 @@ CONFIG = Config(hostname="host.example", domain="host.example")
 IMPATIENT = replace(CONFIG, queue=replace(CONFIG.queue, lifetime=900, retry_first=300, delay_warning=0))
 WARNING = replace(CONFIG, queue=replace(CONFIG.queue, retry_first=300, delay_warning=100))
 USERS = {name: User(name, uid, uid, f"/home/{name}", "/bin/sh") for name, uid in (
-    ("alice", 1000), ("bob", 1000), ("carol", 1000), ("root", 0))}
+    ("alice", 1000), ("bob", 1000), ("carol", 1000), ("postmaster", 1000))}
 STEPS = 50_000  # of the loop, before a queue counts as one that never comes to rest
 MARKS = ("one", "two", "three")  # what messages are called
 SIZE = 300  # bytes, about, of a message
@@ -273,7 +273,7 @@ class World:
         events = Events(lambda priority, text: self.log.append(text))
         spool = Queue(PATHS, clock, sync_directories=self.sync_directories)
         local = Agents(loop, self.model, lambda user: self.model.now < self.away.get(user, 0.0), self.kind)
-        reports = Reports(self.config, spool, clock, "root@host.example")
+        reports = Reports(self.config, spool, clock, "postmaster@host.example")
         relays: Any = SimpleNamespace(flush=lambda: None)  # nothing goes to other hosts
         runner = Runner(loop, self.config, spool, Expander(), local,  # type: ignore[arg-type]
                         Outgoing(spool, relays, router, self.config), relays, reports, events, clock, lambda: 0.5,
@@ -316,7 +316,7 @@ class World:
     def rubbish(self) -> list[bytes]:
         """What is in the mailboxes and is neither a whole message nor a whole report."""
         return [one for user in USERS for one in self.box(user)
-                if not any(is_message(one, mark) or is_report(one, mark) for mark in MARKS)]
+                if not is_notice(one) and not any(is_message(one, mark) or is_report(one, mark) for mark in MARKS)]
 
 
 def new_world(*, covers_names: bool = True, orders_growth: bool = False, sync_directories: bool = False,
@@ -354,6 +354,12 @@ def is_message(message: bytes, mark: str) -> bool:
     wanted = text(mark, SIZE)
     return (head.startswith(b"Return-Path: ") and b"\nSubject: %s\n" % mark.encode() in head
             and body in (wanted, wanted.replace(b"\nFrom ", b"\n>From ")))
+
+
+def is_notice(message: bytes) -> bool:
+    """Whether this is a notice about damaged files, whole and nothing else."""
+    return (message.startswith(b"Return-Path: <>\n") and b" moved to queue/bad on host.example\n" in message
+            and message.endswith(b"why each of them is there.\n"))
 
 
 def is_report(message: bytes, mark: str) -> bool:

@@ -115,7 +115,7 @@ def test_derived_ids_are_all_different() -> None:
 
 
 @pytest.mark.parametrize(("number", "expected"), [
-    (1, "AabcDEFG001001"), (2, "BabcDEFG001001"), (26, "ZabcDEFG001001"), (0, ""), (27, ""), (-1, "")])
+    (1, "AabcDEFG001001"), (2, "BabcDEFG001001"), (25, "YabcDEFG001001"), (0, ""), (26, ""), (-1, "")])
 def test_reports_about_one_message(number: int, expected: str) -> None:
     assert queue_id.derived("5abcDEFG001001", number) == expected
 
