@@ -184,9 +184,10 @@ class LimitSettings:
     hard_errors: int = setting(20, whole(1, 1000), "Errors in a session that end it.")
     junk_commands: int = setting(50, whole(1, 10_000), "Commands without use (NOOP, RSET, VRFY) that end a session.")
     unknown_commands: int = setting(20, whole(1, 1000), "Unknown commands that end a session.")
-    command_timeout: int = setting(300, whole(1, 3600), "How long an SMTP client may be silent.", SECONDS)
-    stress_timeout: int = setting(10, whole(1, 3600), "The same while most sessions are taken.", SECONDS)
+    command_timeout: int = setting(300, whole(1, 3600), "How long an SMTP client may take for a command.", SECONDS)
     data_timeout: int = setting(180, whole(1, 3600), "How long a client may be silent within a message.", SECONDS)
+    stress_timeout: int = setting(
+        10, whole(1, 3600), "The same two for all but this host, while most sessions are taken.", SECONDS)
     data_rate: int = setting(500, whole(0, 1_000_000), "Slowest rate at which a message may come.", "bytes per second")
     session_time: int = setting(3600, whole(60, 86_400), "Longest SMTP session.", SECONDS)
     free_space: int = setting(67_108_864, whole(0), "Free space below which nothing more is accepted.", BYTES)
