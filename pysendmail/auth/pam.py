@@ -1,4 +1,5 @@
-"""PAM: whether this host's own authentication lets a user in ([auth] pam), through pampy (Debian: python3-pampy).
+"""PAM: whether this host's own authentication lets a user in ([auth] pam), through pampy (Debian: python3-pampy,
+which in bookworm needs python3-six and does not say so).
 
 The service is "smtp": /etc/pam.d/smtp where there is one, else /etc/pam.d/other, which on Debian is the same as for
 other logins. It blocks, may load whatever an administrator has configured, and needs root for shadow passwords: call it
@@ -34,7 +35,7 @@ def fits(user: str, password: str) -> bool:
     """Whether PAM lets this user in. Raises Trouble."""
     library = optional("pam")
     if library is None:
-        raise Trouble("python3-pampy is not installed")
+        raise Trouble("python3-pampy, or python3-six, is not installed")
     if not user or not password:
         return False
     try:

@@ -128,7 +128,7 @@ class Listener:
 class AuthSettings:
     dovecot: str = setting("", kinds.PATH, "Authentication socket of Dovecot, for clients that log in.")
     password_file: str = setting("", kinds.PATH, "File of users and password hashes, for clients that log in.")
-    pam: bool = setting(False, kinds.BOOLEAN, "Let PAM judge clients that log in.")
+    pam: bool = setting(False, kinds.BOOLEAN, "Let PAM judge clients that log in (python3-pampy, python3-six).")
     senders: tuple[tuple[str, str], ...] = setting(
         (), kinds.SENDERS, "Sender address or domain that a login name may use. Empty: any.")
     results: bool = setting(
