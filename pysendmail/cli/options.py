@@ -82,6 +82,8 @@ def parse(name: str, words: list[bytes]) -> Given:
             break
         position = _options(given, words, position)
     given.operands = words[position:]
+    if given.program == QUEUE_RUN and given.operands:  # otherwise the message that comes with them would be lost
+        raise Refused(EX_USAGE, "-q runs the queue and takes no recipients")
     return given
 
 

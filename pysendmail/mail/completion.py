@@ -8,7 +8,8 @@ happens when the runner adopts a submission, not in /usr/sbin/sendmail: names an
                 Resent-From, Resent-Date, Resent-Message-ID for the newest Resent- block, if there is one
     completed   addresses without a domain in From, Sender, Reply-To, To, Cc and their Resent- twins: "@mailname" is put
                 behind the address as it stands, the rest of the field keeps its bytes; what cannot be parsed stays
-    cleaned     NUL is dropped, a bare CR becomes a space (it ends a line for some readers: a header of its own)
+    cleaned     NUL is dropped, a bare CR becomes a space (it ends a line for some readers: a header of its own); blanks
+                between a name and its colon go: for many readers they end the header
 
 Everything else keeps its bytes, folding and order. What is added stands behind what was written, the Resent- twins in
 front of their block. A From_ line on top goes. Bcc goes with -G as well, which leaves the rest alone: Bcc never leaves.
@@ -95,7 +96,7 @@ def complete(head: bytes, facts: Facts) -> bytes:
             parts += _missing({name for name, _, _ in resent}, facts, b"Resent-")
         if name in _DROPPED:
             continue
-        field = head[start:end]
+        field = _without_blanks(head[start:end])
         if name in _NOT_BLANK and not field.partition(b":")[2].strip():
             continue
         seen.add(name)
@@ -167,6 +168,12 @@ def _clean(head: bytes, fields: list[headers.Field]) -> tuple[bytes, list[header
         parts.append(part)
         position += len(part)
     return b"".join(parts), spans
+
+
+def _without_blanks(field: bytes) -> bytes:
+    """The field with its colon right behind its name (RFC 5322 4.5.8 allows blanks there, most readers do not)."""
+    colon = field.index(b":")
+    return field if field[colon - 1] > 32 else field[:colon].rstrip(b" \t") + field[colon:]
 
 
 def _missing(seen: set[bytes], facts: Facts, prefix: bytes = b"") -> list[bytes]:

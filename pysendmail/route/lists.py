@@ -3,7 +3,7 @@
 Anybody may be in charge of a list: all that a list can do is to name addresses. Lines that are no users come back in a
 bounce, though, and whoever owns a directory on the way to a list could point its name at any file that this process can
 read, such as other people's mail in the queue. So a list must be a file that everybody can read, or root's own in
-directories that only root can change.
+directories that only root can change. One that everybody can write is not used either: nobody is in charge of it.
 """
 
 import os
@@ -24,6 +24,8 @@ def read(path: str, limit: int) -> tuple[list[Line], str]:
             return [], f"list {path}: must be readable by everybody, or root's in directories of root's alone"
     except OSError as trouble:
         return [], f"cannot read list {path}: {trouble.strerror}"
+    if status.st_mode & stat.S_IWOTH:
+        return [], f"list {path} is writable by everybody"
     if b"\0" in data:
         return [], f"list {path} has NUL bytes: it is damaged"
     lines = values.parse_lines(data)

@@ -33,7 +33,8 @@ ANYTHING = st.one_of(st.text(), st.text("ab@.\"\\ ()<>;,:[]=?\n\r\t\0\x1b\x85\u2
     (b"To: b@x.test\n", b"To: b@x.test\n" + ADDED),
     (b"cc: b@x.test\n", b"cc: b@x.test\n" + ADDED),
     (b"FROM: a@x.test\nDATE : d\nmessage-id: i\nTO: b@x.test\n",
-     b"FROM: a@x.test\nDATE : d\nmessage-id: i\nTO: b@x.test\n"),
+     b"FROM: a@x.test\nDATE: d\nmessage-id: i\nTO: b@x.test\n"),
+    (WHOLE + b"X-A \t : b : c\n", WHOLE + b"X-A: b : c\n"),  # Python's email and others see the header's end there
     (b"Date: d\nTo: b@x.test\nFrom: a@x.test\n", b"Date: d\nTo: b@x.test\nFrom: a@x.test\n" + MESSAGE_ID),
     (b"From alice Tue Jul  1 10:52:37 2003\n" + WHOLE, WHOLE),  # an mbox's From_ line is no field
 ])

@@ -542,6 +542,15 @@ def test_a_list_that_not_everybody_may_read_is_not_shown_in_bounces(host: Host) 
     assert "secret" not in target.outcome.reason
 
 
+def test_a_list_that_everybody_can_write_is_not_used(host: Host) -> None:
+    """Any user could say who gets its mail; sendmail and Postfix refuse it too."""
+    host.aliases(f"team: alice, {host.list_file('list', 'x@remote.test', mode=0o666)}\n")
+    first, second = host.expander.expand("team")
+    assert [short(first), short(second)] == ["alice", "4.2.4 team@example.org"]
+    assert second.outcome is not None
+    assert second.outcome.reason.endswith("is writable by everybody")
+
+
 @pytest.mark.root
 def test_a_private_list_of_root_is_used_where_only_root_can_change_the_way_to_it(host: Host) -> None:
     folder = Path("/etc/pysendmail-test-lists")

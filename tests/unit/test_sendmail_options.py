@@ -86,7 +86,7 @@ TO = {"operands": [b"u"]}
     ("-bD", {"program": "daemon"}), ("-bd -q30m", {"program": "daemon"}), ("-bh", {"program": "hoststat"}),
     ("-bH", {"program": "purgestat"}), ("-bP", {"program": "counters"}), ("-bC", {"program": "checkconfig"}),
     ("-q", {"program": "queuerun"}), ("-q30m", {"program": "queuerun"}), ("-qRx", {"program": "queuerun"}),
-    ("-q u", TO | {"program": "queuerun"}), ("-vq", {"program": "queuerun", "is_verbose": True}),
+    ("-vq", {"program": "queuerun", "is_verbose": True}),
     ("-bp -qRx", {"program": "mailq"}), ("-qRx -bp", {"program": "mailq"}), ("-Q", {"program": "quarantine"}),
     ("-Qwhy -qIx", {"program": "quarantine"}), ("-bp -bm u", TO),
 ])
@@ -106,6 +106,7 @@ def test_what_is_asked_for(line: str, expected: dict[str, object]) -> None:
     ("-V\xe4 u", "-V"),
     ("-hx u", "bad hop count: -h x"), ("-h -1 u", "hop count"), ("-h '' u", "hop count"), ("-h1000 u", "hop count"),
     ("-h1_0 u", "hop count"), ("-h\x1b[0m u", "-h ?[0m"),
+    ("-q u", "no recipients"), ("-q30m -- u", "no recipients"),  # the message on stdin would be lost
 ])
 def test_what_sendmail_refuses_is_refused_with_64(line: str, words_of_it: str) -> None:
     with pytest.raises(Refused) as refusal:
@@ -168,4 +169,5 @@ def test_every_option_takes_its_value_like_getopt() -> None:
             attached, separate = parse("sendmail", [flag + value, b"u"]), parse("sendmail", [flag, value, b"u"])
             assert vars(attached) == vars(separate), letter
         else:
-            assert parse("sendmail", [flag, b"u"]).operands == [b"u"], letter
+            operands = [] if letter == "q" else [b"u"]
+            assert parse("sendmail", [flag, *operands]).operands == operands, letter
