@@ -60,8 +60,8 @@ class Connection(asyncio.Protocol, ABC):
         """The client, for the log."""
 
     @abstractmethod
-    def check(self, now: float, *, is_stressed: bool) -> None:
-        """Look at the clock. now: loop time. is_stressed: most places are taken."""
+    def check(self, now: float, *, is_stressed: bool, is_leaving: bool) -> None:
+        """Look at the clock. now: loop time. is_stressed: most places are taken. is_leaving: the process would end."""
 
     @abstractmethod
     def _opened(self) -> None:

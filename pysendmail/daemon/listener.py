@@ -4,8 +4,9 @@ It is a child of the supervisor, which has bound the sockets and read the key of
 lets clients in or turns them away (admission.py), and gives each one a Session. Several listeners share the sockets:
 whichever is free takes the next client. What it accepts goes into smtp/new; nothing else of the spool is open to it.
 
-SIGTERM: take no new clients, let messages that are under way come to their end, leave. SIGHUP: the same with all the
-time that sessions may take, since others have begun to listen (a reload drops nobody).
+SIGTERM: take no new clients, let messages that are under way come to their end, leave. SIGHUP: others have begun to
+listen; take no new clients, and leave when the last one has gone, who has all the time that a session may take, but not
+to be idle (a reload drops nobody).
 """
 
 import asyncio
@@ -44,6 +45,7 @@ from .session import Session
 
 FIRST_WRITER = 100  # queue ids: the runner's writers have smaller numbers
 TICK = 1.0  # seconds between looks at the clock for all sessions
+LOOK_EVERY = 0.1  # seconds between looks whether the last session is over
 STOP_WITHIN = 8.0  # seconds for messages that are under way at SIGTERM
 ACCEPTS = 4  # clients taken at once, before others of us have their turn
 PAUSE = 1.0  # seconds without accepting, when the system has run out of something
@@ -77,19 +79,12 @@ def run(paths: Paths, config: Config, users: Users, log: Log, share: Share) -> i
 
 async def _serve(paths: Paths, config: Config, users: Users, events: ClientEvents, share: Share) -> int:
     loop = asyncio.get_running_loop()
-    stop: asyncio.Future[float] = loop.create_future()
-
-    def end(seconds: float) -> None:
-        if not stop.done():
-            stop.set_result(seconds)
-
-    loop.add_signal_handler(signal.SIGTERM, end, STOP_WITHIN)
-    loop.add_signal_handler(signal.SIGINT, end, STOP_WITHIN)
-    loop.add_signal_handler(signal.SIGHUP, end, float(config.limits.session_time))
     listener = Listener(loop, paths, config, users, events, share)
+    loop.add_signal_handler(signal.SIGTERM, listener.stop)
+    loop.add_signal_handler(signal.SIGINT, listener.stop)
+    loop.add_signal_handler(signal.SIGHUP, listener.retire)
     listener.open()
-    seconds = await stop
-    await listener.drain(seconds)
+    await listener.ended()
     return EX_OK
 
 
@@ -118,6 +113,8 @@ class Listener:
             tuple(map(PolicyServer, config.smtpd.policy_servers)), share.logins, share.examiner)
         self._next_sweep = 0.0
         self._ticker: asyncio.TimerHandle | None = None
+        self._leaving = asyncio.Event()  # set: no new clients
+        self._end = 0.0  # loop time at which it does not wait for sessions any more, once it is leaving
         self._opening: set[asyncio.Task[None]] = set()
         self._settings: dict[tuple[str, bool, bool, bool], Settings] = {}
 
@@ -145,16 +142,30 @@ class Listener:
         self._accept_on()
         self._tick()
 
-    async def drain(self, seconds: float) -> None:
-        """Accept nobody any more, and wait, at most so long, until the sessions have come to their end."""
-        for port in self._ports:
-            self._loop.remove_reader(port.socket.fileno())
-            port.socket.close()
-        end = self._loop.time() + seconds
+    def retire(self) -> None:
+        """Accept nobody any more, and leave with the last client."""
+        self._leave(float(self._config.limits.session_time))
+
+    def stop(self) -> None:
+        """Accept nobody any more, end sessions as soon as no message is under way, and leave."""
+        self._leave(STOP_WITHIN)
         for session in list(self._reception.sessions):
             session.shut_down()
-        while (self._reception.sessions or self._inbox.pending) and self._loop.time() < end:
-            await asyncio.sleep(0.05)
+
+    def _leave(self, seconds: float) -> None:
+        end = self._loop.time() + seconds
+        self._end = min(self._end, end) if self._leaving.is_set() else end
+        self._leaving.set()
+        for port in self._ports:
+            if port.socket.fileno() >= 0:
+                self._loop.remove_reader(port.socket.fileno())
+                port.socket.close()
+
+    async def ended(self) -> None:
+        """Wait until it is to leave, and can."""
+        await self._leaving.wait()
+        while (self._reception.sessions or self._inbox.pending) and self._loop.time() < self._end:
+            await asyncio.sleep(LOOK_EVERY)
         if self._ticker is not None:
             self._ticker.cancel()
         self._inbox.close()
@@ -167,7 +178,7 @@ class Listener:
         self._load = load.per_processor()
         now, is_stressed = self._loop.time(), self._admission.is_stressed
         for session in list(self._reception.sessions):
-            session.check(now, is_stressed=is_stressed)
+            session.check(now, is_stressed=is_stressed, is_leaving=self._leaving.is_set())
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_EVERY
             try:

@@ -6,8 +6,8 @@
 
 Times: a command must be whole within [limits] command_timeout, however it trickles in. Within a message a client may
 be silent for data_timeout, and must bring it at data_rate. No message begins after session_time, or lasts longer than
-that. While most places are taken, strangers have stress_timeout instead of either time-out. The listener's tick looks
-after that (`check`), so that no command costs a timer.
+that. While most places are taken, strangers have stress_timeout instead of either time-out; for a command all have it
+while the listener is leaving. Its tick looks after that (`check`), so that no command costs a timer.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ class Session(Connection):
     def _encrypted(self, version: str, cipher: str, bits: int) -> None:
         self._tls = f"{version} {cipher}"
 
-    def check(self, now: float, *, is_stressed: bool) -> None:
+    def check(self, now: float, *, is_stressed: bool, is_leaving: bool) -> None:
         limits = self._reception.config.limits
         is_hurried = is_stressed and not self._client.is_local
         if self._is_over:
@@ -115,7 +115,7 @@ class Session(Connection):
             if now - self._moved > patience or is_slow or lasts > limits.session_time:
                 self._time_out("message read")
         else:
-            patience = limits.stress_timeout if is_hurried else limits.command_timeout
+            patience = limits.stress_timeout if is_hurried or is_leaving else limits.command_timeout
             if now - self._turn > patience or now - self._began > limits.session_time:
                 self._time_out("server cmd read")
 

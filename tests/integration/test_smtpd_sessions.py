@@ -1,6 +1,7 @@
 """One listener and its clients: what the log says, TLS, those who examine mail, proxies, the clock, the end."""
 
 import os
+import select
 import signal
 import socket
 import ssl
@@ -659,24 +660,66 @@ def test_who_talks_before_the_greeting(make_door: MakeDoor) -> None:
 # ---- the end
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["TERM", "HUP"])
-def test_the_end_waits_for_messages_that_are_under_way(make_door: MakeDoor, number: int) -> None:
+def begin_message(client: Client) -> None:
+    client.hello()
+    for line in ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA"):
+        client.cmd(line)
+    client.send(b"Subject: x\r\n")
+
+
+def is_refused(door: Door) -> bool:
+    """Whether nobody listens any more. (A test has the socket, too.)"""
+    door._plain.setblocking(False)
+    with socket.create_connection(("127.0.0.1", door.port), 5):
+        ready = select.select([door._plain], [], [], 0.2)[0]
+        if ready:
+            try:
+                door._plain.accept()[0].close()
+            except BlockingIOError:
+                return False
+        return bool(ready)
+
+
+def ended(door: Door) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(door.pids.pop(), 0)[1])
+
+
+@pytest.mark.parametrize("is_retired", [False, True], ids=["at once", "while it retires"])
+def test_the_end_waits_for_messages_that_are_under_way(make_door: MakeDoor, is_retired: bool) -> None:
     door = make_door()
     with door.connect_from() as idle, door.connect_from() as busy:
         idle.hello()
-        busy.hello()
-        for line in ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA"):
-            busy.cmd(line)
-        busy.send(b"Subject: x\r\n")
-        os.kill(door.pids[0], number)
+        begin_message(busy)
+        if is_retired:
+            os.kill(door.pids[0], signal.SIGHUP)
+            until(lambda: is_refused(door), "nobody is accepted")
+        os.kill(door.pids[0], signal.SIGTERM)
         assert idle.reply()[0].startswith("421 4.3.2")
         assert idle.rest() == b""
         busy.send(b"\r\nx\r\n.\r\n")
         assert busy.reply()[0].startswith("250 2.0.0")
         assert busy.reply()[0].startswith("421 4.3.2")
-    pid = door.pids.pop()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ended(door) == 0
     assert len(door.taken()) == 1
+
+
+def test_a_listener_that_retires_serves_its_clients_to_the_end(
+        make_door: MakeDoor, hasty: Callable[[], None]) -> None:
+    door = make_door(changes={"limits": {"stress_timeout": 2}}, before=hasty)
+    with door.connect_from() as first, door.connect_from() as second, door.connect_from() as idle:
+        first.hello()
+        idle.hello()
+        begin_message(second)
+        os.kill(door.pids[0], signal.SIGHUP)
+        until(lambda: is_refused(door), "nobody is accepted")
+        assert first.mail(ALICE).startswith("250 ")
+        second.send(b"\r\nx\r\n.\r\n")
+        assert second.reply()[0].startswith("250 ")
+        assert second.mail(ALICE).startswith("250 ")
+        assert [client.cmd("QUIT")[:4] for client in (first, second)] == ["221 "] * 2
+        assert idle.reply()[0].startswith("421 4.4.2")
+    assert ended(door) == 0
+    assert len(door.taken()) == 3
 
 
 def test_a_fault_costs_one_client_its_connection(make_door: MakeDoor) -> None:
