@@ -45,7 +45,7 @@ CHUNK = 64 * 1024  # bytes
 PAUSE = 0.05  # seconds, while a descriptor that somebody made non-blocking has nothing
 LAST = 55  # seconds from the last input to the end
 
-EX_OK, EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_IOERR = 0, 64, 69, 70, 71, 74
+EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_IOERR = 0, 64, 70, 71, 74
 FIRST_FREE = 3  # descriptor
 LAST_FREE = 1024
 LIBRARIES = "/usr/lib/python3/dist-packages"  # of Debian; -S leaves it out, and submitting needs none
@@ -81,13 +81,7 @@ def main(argv: list[str], paths: Paths) -> None:
 def _become(given: options.Given, paths: Paths) -> None:
     """Another program of ours, which gets the standard input untouched. Ends the process."""
     sys.path.append(LIBRARIES)
-    name = "pysendmail.cli." + given.program
-    try:
-        program = __import__(name, fromlist=["main"])
-    except ModuleNotFoundError as missing:
-        if missing.name != name:
-            raise
-        raise Refused(EX_UNAVAILABLE, f"this version has no program for that ({given.program})")
+    program = __import__("pysendmail.cli." + given.program, fromlist=["main"])
     raise SystemExit(program.main(given.arguments(), paths))
 
 

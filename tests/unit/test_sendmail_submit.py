@@ -478,17 +478,6 @@ def test_other_modes_are_other_programs(paths: Paths, name: str, words: list[byt
     assert (done.code, done.out) == (42, b"input"), "it gets the standard input whole"
 
 
-def test_a_program_that_is_not_there_is_69_and_the_input_stays(paths: Paths) -> None:
-    missing: dict[str, Any] = {"pysendmail.cli.counters": None}
-    done = call(paths, [b"-bP"], b"input", before=lambda: sys.modules.update(missing))
-    assert done.code == 69
-    assert done.err.startswith(b"sendmail: ")
-    assert done.err.count(b"\n") == 1
-    assert not any(event == "os.read" for event, _ in done.events)
-    command = f"printf 'input' | {{ {launcher(paths)} -bP 2>/dev/null; cat; }}"
-    assert subprocess.check_output(command, shell=True, timeout=frontend.WITHIN) == b"input"
-
-
 # -- options of strangers ---------------------------------------------------------------------------------------------
 
 ALLOWED = {"open", "os.rename", "os.chmod", "os.remove", "fcntl.flock", "socket.__new__", "socket.sendto",
