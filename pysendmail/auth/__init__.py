@@ -1,8 +1,8 @@
 """Who a client is, and whether its mail may pass: what a listener asks, as values and protocols.
 
 A listener knows SMTP and nothing about passwords, filters or signatures. It is given an `Authenticator` and an
-`Examiner` (daemon/scanning.py makes both) and asks them at the places that the protocols below name. Every answer is an
-SMTP reply that goes to the client, or None = no objection. What cannot be found out is a 4xx, never a yes.
+`Examiner` and asks them at the places that the protocols below name. Every answer is an SMTP reply that goes to the
+client, or None = no objection. What cannot be found out is a 4xx, never a yes.
 """
 
 from dataclasses import dataclass
@@ -58,9 +58,9 @@ class Authenticator(Protocol):
 class Judgement:
     """What becomes of a message that has come to its end.
 
-    refusal: what the client hears instead of 250. draft: as it is to be queued, with `envelope.scanned`; its text is
-    the same object as the one that was judged if nothing was changed, and envelope.hold says why if it is to be held.
-    is_dropped: the client hears 250, and the message goes nowhere; that has been logged.
+    refusal: what the client hears instead of 250. draft: as it is to be queued, with `envelope.scanned` if filters have
+    passed it; its text is the same object as the one that was judged if nothing was changed, and envelope.hold says why
+    if it is to be held. is_dropped: the client hears 250, and the message goes nowhere; that has been logged.
     """
 
     draft: Draft

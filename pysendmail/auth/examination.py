@@ -144,11 +144,11 @@ class Session:
                 return Judgement(draft, answer.reply or _GONE)
             if answer.verdict is Verdict.DISCARD:
                 return Judgement(draft, is_dropped=True)
-            found = Draft(self._qualified(found.envelope), found.text)
+            found = Draft(replace(self._qualified(found.envelope), scanned=True), found.text)
             if not found.envelope.recipients:
                 self._note("no recipient is left, the message is dropped")
                 return Judgement(draft, is_dropped=True)
-        return Judgement(Draft(replace(found.envelope, scanned=True), found.text))
+        return Judgement(found)
 
     async def _authenticated(self, draft: Draft) -> Draft | Judgement:
         """The message without forged findings and with ours; or that it is refused for what was found."""

@@ -12,7 +12,7 @@ python3-cryptography's, with a key that only the relay gets to see. RFC 6376, 83
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 from ..config import DkimSettings, files
@@ -29,6 +29,9 @@ SIGNED = (b"from", b"sender", b"reply-to", b"to", b"cc", b"subject", b"date", b"
           b"resent-from", b"resent-sender", b"resent-to", b"resent-cc", b"resent-date", b"resent-message-id",
           b"list-id", b"list-help", b"list-post", b"list-unsubscribe", b"list-unsubscribe-post", b"auto-submitted")
 ONCE_MORE = frozenset((b"from", b"to", b"cc", b"subject", b"date", b"message-id"))
+
+Sign = Callable[[Iterable[bytes]], bytes]  # as Signer.sign; raises BadKey
+
 
 class BadKey(Exception):
     """The key cannot be used. The text says why, and holds nothing of it."""
@@ -95,25 +98,15 @@ class Signer:
         self._algorithm, self._sign = _load(key)
         self._clock = clock
 
-    def domain(self, head: bytes) -> str:
-        """The domain that signs a message with this header; "" = it is not signed. The longest that fits."""
-        labels = from_domain(head).split(".")
-        names = (".".join(labels[number:]) for number in range(len(labels)))
-        return next((name for name in names if name in self._domains), "")
-
     def sign(self, pieces: Iterable[bytes]) -> bytes:
         """The DKIM-Signature field, with LF line ends, of a message as it will be sent; b"" = it is not signed.
 
         pieces: the message from its start, with LF line ends; its header ends within the first MAX_HEAD bytes.
         """
         waiting = iter(pieces)
-        start = b""
-        for piece in waiting:
-            start += piece
-            if len(start) > MAX_HEAD:
-                break
+        start = _start(waiting)
         fields, end, body_at = headers.scan(start)
-        domain = self.domain(start[:end])
+        domain = domain_of(start[:end], self._domains)
         if not domain:
             return b""
         body = BodyHash()
@@ -134,6 +127,23 @@ class Signer:
             base64.b64encode(body), _folded(b"\th=", b":".join(names), b":"))
         signature = base64.b64encode(self._sign(b"".join(text + b"\r\n" for text in hashed) + relaxed(field)))
         return field + _folded(b"", signature, b"") + b"\n"
+
+
+def _start(pieces: Iterator[bytes]) -> bytes:
+    """So much of a message that its header is in it."""
+    start = b""
+    for piece in pieces:
+        start += piece
+        if len(start) > MAX_HEAD:
+            break
+    return start
+
+
+def domain_of(head: bytes, domains: Container[str]) -> str:
+    """The domain that signs a message with this header; "" = it is not signed. The longest that fits."""
+    labels = from_domain(head).split(".")
+    names = (".".join(labels[number:]) for number in range(len(labels)))
+    return next((name for name in names if name in domains), "")
 
 
 def _folded(start: bytes, text: bytes, after: bytes) -> bytes:
@@ -186,3 +196,24 @@ def load(settings: DkimSettings, clock: Callable[[], float]) -> Signer | None:
         return Signer(settings.domains, settings.selector, data, clock)
     except BadKey as problem:
         raise BadKey(f"{settings.key_file} {problem}")
+
+
+def sign_for(settings: DkimSettings, clock: Callable[[], float], warn: Callable[[str], None]) -> Sign | None:
+    """What signs mail as the settings ask for; None if they do not.
+
+    With a key that cannot be used (`warn` hears why) no mail goes out that would have to be signed: BadKey, it waits.
+    Without its signature it might be refused for good.
+    """
+    try:
+        signer = load(settings, clock)
+    except (BadKey, OSError) as problem:
+        why = f"no key for DKIM: {problem if isinstance(problem, BadKey) else problem.strerror}"
+        warn(why)
+
+        def refuse(pieces: Iterable[bytes]) -> bytes:
+            start = _start(iter(pieces))
+            if domain_of(start[:headers.scan(start)[1]], settings.domains):
+                raise BadKey(why)
+            return b""
+        return refuse
+    return None if signer is None else signer.sign

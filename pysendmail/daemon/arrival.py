@@ -40,14 +40,14 @@ _LOOP = reply(554, "5.4.6", "too many hops, this message goes in circles")
 class Source:
     """Where a message comes from. is_ours: the client may relay. shown: the client, for the log. daemon: the door.
 
-    is_judged: somebody is going to judge it.
+    is_filtered: mail filters are going to see it.
     """
 
     origin: Origin
     is_ours: bool
     shown: str
     daemon: str
-    is_judged: bool = False
+    is_filtered: bool = False
 
 
 class Arrival:
@@ -92,7 +92,7 @@ class Arrival:
         self._source = source
         self._envelope = Envelope(
             self.id, self.sender, tuple(self.recipients), now, source.origin, given.body, given.smtputf8, given.ret,
-            given.envid, scanned=source.is_judged, hold=self._hold)
+            given.envid, scanned=source.is_filtered, hold=self._hold)
         self._incoming = self._inbox.begin(self.id)
         return None
 

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..auth.signing import Sign
 from ..deliver import remote
 from ..deliver.content import Content, Rewrite
 from ..deliver.parcel import Unreadable
@@ -49,7 +50,7 @@ class Means:
     """What all destinations share. find: where mail goes. terms: how to talk at a place; a Result = not at all.
 
     opened, failed: hear of each attempt to connect; failed also how many seconds it took. avoided: whether a place had
-    better come last. sender, rewrite: masquerading. idle: as IDLE.
+    better come last. sender, rewrite: masquerading. sign: makes our signature. idle: as IDLE.
     """
 
     find: Callable[[str, Sequence[str]], Awaitable[Found]]
@@ -60,6 +61,7 @@ class Means:
     answer: Callable[[Answer], None]
     sender: Callable[[str], str]
     rewrite: Rewrite | None
+    sign: Sign | None = None
     idle: float = IDLE
 
 
@@ -269,7 +271,9 @@ class Destination:
             job.refuse(deferred("4.3.0", str(trouble)), FINE)
             return session
         sender = shipment.sender if self._is_lmtp else self._means.sender(shipment.sender)
-        letter = Letter(content, survey, sender, shipment.recipients, shipment.smtputf8, shipment.ret, shipment.envid)
+        sign = self._means.sign if shipment.is_own and not self._is_lmtp else None
+        letter = Letter(content, survey, sender, shipment.recipients, shipment.smtputf8, shipment.ret, shipment.envid,
+                        sign)
         return await self._offer(job, letter, session)
 
     async def _offer(self, job: Job, letter: Letter, session: Session | None) -> Session | None:

@@ -53,7 +53,7 @@ class Listeners:
         self._paths = paths
         self._users = users
         self._log = log
-        self._user = user
+        self.user = user
         self._ports = ports
         self._kept = kept
         self._clock = clock
@@ -194,8 +194,8 @@ class Listeners:
             found, problem = certificates.read(settings.smtpd)
             if problem:
                 self._log(ERROR, f"SYSERR(root): {problem}")
-            if self._user is not None:
-                identity.become(self._user)
+            if self.user is not None:
+                identity.become(self.user)
             identity.harden(supervisor)
             landlock.confine(self._paths.smtp_tmp, self._paths.smtp_new)
             share = listener.Share(ports, self._table, number, found, self._logins(settings, channel),

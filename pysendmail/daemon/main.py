@@ -36,6 +36,7 @@ from .outgoing import Outgoing
 from .relays import Relays
 from .report import Reports
 from .runner import Runner
+from .scanning import Scanning
 
 WRITER = 0  # queue ids of the runner; listeners get others
 BEAT_EVERY = 5.0  # seconds between signs of life
@@ -82,10 +83,11 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
         loop.add_signal_handler(number, end, signal.Signals(number).name)
     queue = Queue(paths, time.time, sync_directories=needs_directory_sync(paths.queue))
     taken = queue.taken_ids()
-    runner, intake, local, relays = _assemble(loop, paths, config, users, events, sockets, queue, taken)
+    runner, intake, local, relays, scanning = _assemble(loop, paths, config, users, events, sockets, queue, taken)
     for one in (sockets.link, sockets.wake, sockets.submit, sockets.control):
         one.setblocking(False)
-    loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, local, relays, end)
+    services: dict[str, Granted] = {"relay": relays.granted, "scan": scanning.granted}
+    loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, end, services, local.granted)
 
     name = _status(paths.mailname)
 
@@ -125,12 +127,14 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
     await runner.stop(STOP_WITHIN)
     local.close()
     relays.close()
+    scanning.close()
     events.stopped(reason)
     return EX_OK
 
 
 def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users, events: Events,
-              sockets: Sockets, queue: Queue, taken: set[str]) -> tuple[Runner, Intake, agents.Agents, Relays]:
+              sockets: Sockets, queue: Queue,
+              taken: set[str]) -> tuple[Runner, Intake, agents.Agents, Relays, Scanning]:
     router = Router(config)
     aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
     limits = Limits(config.limits.alias_depth, config.limits.alias_results)
@@ -142,10 +146,13 @@ def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, use
                           commands=config.limits.deliveries_per_recipient)
     reports = Reports(config, queue, time.time, router.here("postmaster"))
     outgoing = Outgoing(queue, relays, router, config)
-    runner = Runner(loop, config, queue, expander, local, outgoing, relays, reports, events, time.time, random.random)
+    scanning = Scanning(loop, config, paths, queue, lambda value: _tell(sockets.link, value), events,
+                        sync_directories=needs_directory_sync(paths.queue))
+    runner = Runner(loop, config, queue, expander, local, outgoing, relays, reports, events, time.time, random.random,
+                    scanning=scanning)
     ids = queue_id.Ids(WRITER, time.time, taken)
     intake = Intake(paths, queue, ids, users, config, router, events, time.time, runner.shares.is_used_up)
-    return runner, intake, local, relays
+    return runner, intake, local, relays, scanning
 
 
 def _status(path: str) -> tuple[int, int, int]:
@@ -162,7 +169,11 @@ def _tell(link: socket.socket, value: dict[str, object]) -> None:
     link.send(request.encode(value))
 
 
-def _from_spawner(link: socket.socket, local: agents.Agents, relays: Relays, end: Callable[[str], None]) -> None:
+Granted = Callable[[dict[str, object], list[int]], None]  # hears of a process that it has asked for
+
+
+def _from_spawner(link: socket.socket, end: Callable[[str], None], services: dict[str, Granted],
+                  agent: Granted) -> None:
     try:
         packet, fds, _, _ = socket.recv_fds(link, request.MAX_PACKET, 1)
     except (BlockingIOError, InterruptedError):
@@ -174,7 +185,8 @@ def _from_spawner(link: socket.socket, local: agents.Agents, relays: Relays, end
         asyncio.get_running_loop().remove_reader(link.fileno())
         return
     value = request.decode(packet)
-    (relays.granted if value.get("relay") is True else local.granted)(value, fds)
+    granted = next((one for kind, one in services.items() if value.get(kind) is True), agent)
+    granted(value, fds)
 
 
 def _beat(loop: asyncio.AbstractEventLoop, link: socket.socket, value: dict[str, object]) -> None:

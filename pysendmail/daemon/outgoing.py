@@ -8,12 +8,13 @@ What leaves because of a .forward carries Delivered-To with the address whose .f
 delivered there: when another host sends it back, the loop is seen the first time (deliver/agent.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ..config import Config
 from ..deliver.shipment import MAX_HEAD, Answer, Shipment, groups
 from ..mail import trace
-from ..mail.envelope import Recipient
+from ..mail.envelope import Origin, Recipient
 from ..mail.outcome import Outcome
 from ..mail.target import MAILBOX, RELAY, Target
 from ..route.router import Hop, Router
@@ -36,6 +37,7 @@ class Outgoing:
         self._relays = relays
         self._router = router
         self._store = config.local.mailbox if config.local.mailbox.startswith(LMTP) else ""
+        self._relay_from = tuple(map(ip_network, config.smtpd.relay_from))
         self._number = 0
 
     @property
@@ -71,7 +73,8 @@ class Outgoing:
         self._number += 1
         ret, envid = ("", "") if is_list else (envelope.ret, envelope.envid)
         shipment = Shipment(self._number, message.id, message.offset, message.length, sender, group, hop.domain,
-                            hop.hosts, envelope.smtputf8, ret, envid, head=head)
+                            hop.hosts, envelope.smtputf8, ret, envid, head=head,
+                            is_own=is_own(envelope.origin, self._relay_from))
 
         def done(answer: Answer, due: float) -> None:
             handed = HANDED_ON if answer.dsn_is_passed else RELAYED
@@ -79,6 +82,14 @@ class Outgoing:
                 returned(number, outcome, handed if outcome.is_delivered else "", answer, due)
 
         self._relays.deliver(Job(shipment, lambda: self._queue.open(message), done))
+
+
+def is_own(origin: Origin, relay_from: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Whether whoever has sent a message may speak in our name: local users, logins, ourselves, clients that relay."""
+    if origin.kind != "smtp" or origin.auth or not origin.client:
+        return True
+    address = ip_address(origin.client.strip("[]").removeprefix("IPv6:").partition("%")[0])
+    return address.is_loopback or any(address in network for network in relay_from)
 
 
 def _head(message: Message, target: Target) -> bytes:

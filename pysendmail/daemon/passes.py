@@ -106,13 +106,16 @@ class Passes:
             self._crashed(p)
 
     def _expand(self, p: Pass, index: int) -> None:
-        message, state = p.message, p.message.state
-        recipient = message.envelope.recipients[index]
-        if message.refusal is not None:
-            targets = [Target(KNOWN, recipient.address, outcome=message.refusal)]
+        recipient = p.message.envelope.recipients[index]
+        if p.message.refusal is not None:
+            targets = [Target(KNOWN, recipient.address, outcome=p.message.refusal)]
         else:
             targets = self._expander.expand(recipient.address, seen=p.seen)
-        first = state.next_number()
+        self.expanded(p, index, targets)
+
+    def expanded(self, p: Pass, index: int, targets: list[Target]) -> None:
+        """Note what a recipient has become."""
+        first = p.message.state.next_number()
         p.note(Event("expanded", self._clock(), {
             "r": index, "t": [[first + k, target.to_json()] for k, target in enumerate(targets)]}))
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..auth.signing import Sign
 from ..config import Config
 from ..deliver.remote import NotOpened, Terms
 from ..deliver.shipment import MAX_BATCH, MAX_NOTES, MAX_PACKET, Answer, Shipment, answer_packets, read_shipments
@@ -61,15 +62,15 @@ class World:
     loopback_is_own: bool = True
 
 
-def serve(channel: socket.socket, config: Config, world: World | None = None) -> None:
-    """Relay until the runner closes the channel. config: with secrets."""
+def serve(channel: socket.socket, config: Config, world: World | None = None, sign: Sign | None = None) -> None:
+    """Relay until the runner closes the channel. config: with secrets. sign: makes our signature."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if hard == resource.RLIM_INFINITY else min(FILES, hard), hard))
-    asyncio.run(_serve(channel, config, world or World()))
+    asyncio.run(_serve(channel, config, world or World(), sign))
 
 
-async def _serve(channel: socket.socket, config: Config, world: World) -> None:
-    relay = Relay(asyncio.get_running_loop(), channel, config, world)
+async def _serve(channel: socket.socket, config: Config, world: World, sign: Sign | None) -> None:
+    relay = Relay(asyncio.get_running_loop(), channel, config, world, sign)
     await relay.ended
     await relay.close()
 
@@ -77,7 +78,8 @@ async def _serve(channel: socket.socket, config: Config, world: World) -> None:
 class Relay:
     """The state of the process. ended: done when the runner is gone."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket, config: Config, world: World) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket, config: Config, world: World,
+                 sign: Sign | None = None) -> None:
         self._loop = loop
         self._channel = channel
         self._world = world
@@ -94,7 +96,7 @@ class Relay:
         self._unsent: list[bytes] = []
         self._is_flush_due = False
         self._faults: list[str] = []  # of ours, to be told with the next answer
-        self._means = self._make_means(config)
+        self._means = self._make_means(config, sign)
         self.ended: asyncio.Future[None] = loop.create_future()
         loop.set_exception_handler(self._note_fault)
         channel.setblocking(False)
@@ -107,13 +109,13 @@ class Relay:
         return Surroundings(self._hostname, is_own, random.shuffle, config.relay.ipv6, world.smtp_port,
                             lambda: self._resolver.search, world.hosts_file)
 
-    def _make_means(self, config: Config) -> Means:
+    def _make_means(self, config: Config, sign: Sign | None) -> Means:
         router = Router(config)
         names = router.same_as("")
         masquerade = Masquerade(config.relay.masquerade,
                                 lambda domain: router.is_local(domain) or normal_domain(domain) in names)
         return Means(self._find, self._terms, self._opened, self._failed, self._is_avoided, self._answer,
-                     masquerade.sender, masquerade.header if masquerade else None, self._world.idle)
+                     masquerade.sender, masquerade.header if masquerade else None, sign, self._world.idle)
 
     async def close(self) -> None:
         """End what is left."""

@@ -84,11 +84,14 @@ class Reports:
         now = self._clock()
         reporter = dsn.Reporter(plan.report_id, self._config.hostname, now, time.localtime(now).tm_gmtoff)
         original = self._original(message)
+        about = message.envelope
+        is_scanned = about.scanned or about.origin.kind == "runner" or not self._config.milter.sockets
+        if not is_scanned:  # what nobody has examined, or what was refused for what is in it, comes back to nobody
+            original = replace(original, body=b"")
         if plan.is_notice:
             text = dsn.postmaster_notice(message.envelope, plan.results, original, reporter)
         else:
             until = message.envelope.received_at + self._config.queue.lifetime
-            about = message.envelope
             if plan.recipient != about.sender:  # to the owner of a list, for whom the sender's wishes are no matter
                 about = replace(about, sender=plan.recipient, ret="", envid="")
             text = dsn.report(about, plan.results, original, reporter,

@@ -27,6 +27,8 @@ from .outgoing import Outgoing
 from .passes import Pass, Passes
 from .relays import Relays, mark
 from .report import Reports
+from .scanning import Scanning
+from .screening import Screening
 from .settle import Settlement
 from .waiting import Shares, Waiting
 
@@ -45,7 +47,7 @@ class Runner:
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, queue: Queue, expander: Expander,
                  local: agents.Agents, outgoing: Outgoing, relays: Relays, reports: Reports, events: Events,
                  clock: Callable[[], float], chance: Callable[[], float],
-                 look: Callable[[], float] = per_processor) -> None:
+                 look: Callable[[], float] = per_processor, scanning: Scanning | None = None) -> None:
         self._loop = loop
         self._settings = config.queue
         self._load = Load(config.limits.load_queue, events, look)
@@ -55,8 +57,9 @@ class Runner:
         self._clock = clock
         self._outgoing = outgoing
         self.relays = relays
-        self._passes = Passes(loop, config, queue, expander, local, outgoing, events, clock, self._settle,
-                              self._crashed)
+        self._passes = Passes(loop, config, queue, expander, local, outgoing, events, clock, self.settle,
+                              self.crashed)
+        self._screening = Screening(scanning, self._passes, clock, self)
         self._settlement = Settlement(config, queue, reports, events, clock, chance, self)
         self._aside = Aside(loop, config, queue, events, clock, reports.postmaster, self.has, self.accept)
         self.active: dict[str, Pass] = {}
@@ -245,7 +248,12 @@ class Runner:
             self._hold(message)
             return
         p = self.active[message.id] = Pass(message, self._clock())
-        self._passes.begin(p)
+        self._screening.begin(p)
+
+    def held(self, p: Pass) -> None:
+        """A message that is in work is to be held, as its journal says."""
+        self._leave(p)
+        self._hold(p.message)
 
     def _hold(self, message: Message) -> None:
         entry, why = message.entry, message.state.held or message.envelope.hold
@@ -321,7 +329,7 @@ class Runner:
 
     # ---- the end of a pass
 
-    def _settle(self, p: Pass) -> None:
+    def settle(self, p: Pass) -> None:
         """No target is out any more. What fails here is tried again."""
         if p.is_over:
             return
@@ -343,9 +351,9 @@ class Runner:
 
     def _settle_again(self, p: Pass) -> None:
         try:
-            self._settle(p)
+            self.settle(p)
         except Exception:  # noqa: BLE001 - as in passes.py
-            self._crashed(p)
+            self.crashed(p)
 
     def postponed(self, p: Pass, entry: Entry, due: float) -> None:
         """A message waits again."""
@@ -363,7 +371,7 @@ class Runner:
         p.is_over = True
         self.active.pop(p.message.id, None)
 
-    def _crashed(self, p: Pass) -> None:
+    def crashed(self, p: Pass) -> None:
         """A fault of ours: the message waits, and after three times it is put where people look at it."""
         message = p.message
         self._crashes[message.id] += 1

@@ -111,10 +111,11 @@ class Scanning:
         self._retry: asyncio.TimerHandle | None = None
 
     def wants(self, message: Message) -> bool:
-        """Whether a message must be examined before anything is done with it. Not one that fails as it is."""
-        envelope = message.envelope
+        """Whether a message must be examined before it is delivered. Not one that fails as it is, or has ended."""
+        envelope, state = message.envelope, message.state
+        has_ended = len(state.expanded) == len(envelope.recipients) and not state.open_targets()
         return (self._is_on and not envelope.scanned and envelope.origin.kind != "runner"
-                and message.refusal is None)
+                and message.refusal is None and not has_ended)
 
     def examine(self, message: Message, done: Done) -> None:
         """Have a message examined; `done` is called once, later."""
@@ -123,13 +124,15 @@ class Scanning:
         self._loop.call_soon(self._pump)
 
     def close(self) -> None:
-        """Give everything back as not scanned."""
+        """Ask nobody any more. Who waits hears nothing: whatever is in the queue then has not been scanned."""
         for timer in (self._ticker, self._retry):
             if timer is not None:
                 timer.cancel()
+        for job in (*self._waiting, *self._out.values()):
+            job.close()
+        self._waiting.clear()
+        self._out.clear()
         self._lose(GONE)
-        while self._waiting:
-            self._give_back(self._waiting.popleft(), NONE)
 
     # ---- the process
 

@@ -228,7 +228,7 @@ class Session(Connection):
         assert self._arrival is not None
         self._content_began = self._loop.time()
         is_ours = bool(self._core.user) or not self._client.is_stranger
-        source = Source(self._origin(), is_ours, self._shown, self._daemon, self._opinions.is_examined)
+        source = Source(self._origin(), is_ours, self._shown, self._daemon, bool(self._reception.config.milter.sockets))
         self._answer(self._arrival.open(source, self._reception.now()))
 
     def _on_content(self, event: requests.Content) -> None:

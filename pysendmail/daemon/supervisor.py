@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .. import __version__, config
@@ -25,7 +24,7 @@ from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
 from ..users import LookupTrouble, SystemUsers, User, Users
-from . import ports, premises
+from . import ports, premises, services
 from .listeners import Listeners
 from .service import Service
 
@@ -95,26 +94,10 @@ class Supervisor:
                 self._become_runner(theirs, supervisor)
         now = time.monotonic()
         self.runner = Runner(pid, ours, now, now)
-        services = {"relay": spawner.Service(self.relay_user, self._prepare_relay)}
+        found = services.of(self.paths, self.settings, self.log, self.relay_user, self.listeners.user)
         self.server = spawner.Spawner(self.users, agent_settings(self.settings, self.paths), self.log, ours,
-                                      self._ready, self._beat, self._renamed, services, log_descriptors(self.log),
+                                      self._ready, self._beat, self._renamed, found, log_descriptors(self.log),
                                       self.settings.limits.agents)
-
-    def _prepare_relay(self) -> Callable[[socket.socket], None]:
-        """In the child that becomes a relay: read the secrets, which are for it alone, while it still can.
-
-        They are read anew for each relay, so that a password that was corrected works at once.
-        """
-        from . import relay  # asyncio, ssl and dns: in the child alone
-
-        settings = config.with_secrets(config.load(self.paths))
-
-        def serve(channel: socket.socket) -> None:
-            if not settings.relay.token_command:  # which may keep its tokens wherever it likes
-                landlock.confine()
-            relay.serve(channel, settings)
-
-        return serve
 
     def _become_runner(self, link: socket.socket, supervisor: int) -> None:
         """In the child: give everything up, then run. It never returns."""

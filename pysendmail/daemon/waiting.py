@@ -95,6 +95,11 @@ class Shares:
         self._files[uid] += 1
         self._bytes[uid] += length
 
+    def resize(self, uid: int, by: int) -> None:
+        """A message has become so many bytes longer."""
+        if uid in self._files:
+            self._bytes[uid] = max(0, self._bytes[uid] + by)
+
     def remove(self, uid: int, length: int) -> None:
         """A message has left."""
         self._files[uid] -= 1

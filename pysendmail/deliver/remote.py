@@ -18,9 +18,11 @@ import asyncio
 import os
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
 
+from ..auth.signing import BadKey, Sign
 from ..mail.envelope import Recipient
 from ..net import stream, tls
 from ..net.hosts import Place
@@ -55,7 +57,10 @@ class Terms:
 
 @dataclass(slots=True)
 class Letter:
-    """One message and those of its recipients who are still to be served. sender "" = null."""
+    """One message and those of its recipients who are still to be served. sender "" = null.
+
+    sign: makes a field to be put on top (auth/signing.py) of the message as it will be sent; None = nothing does.
+    """
 
     content: Content
     survey: Survey
@@ -64,6 +69,7 @@ class Letter:
     smtputf8: bool = False
     ret: str = ""
     envid: str = ""
+    sign: Sign | None = None
 
 
 async def survey_of(content: Content) -> Survey:
@@ -119,6 +125,7 @@ class Session(asyncio.Protocol):
         self._handshake: asyncio.Task[None] | None = None
         self._content: Content | None = None
         self._plan: recode.Plan | None = None
+        self._signature = b""  # of the message that is being sent
         self._pieces: Iterator[bytes] | None = None  # of the message that is being sent
         self._may_write = True
         self._steps = -1  # of the core, when the time was last set; -1 = set it anew
@@ -177,13 +184,17 @@ class Session(asyncio.Protocol):
 
     async def carry(self, letter: Letter) -> Finished:
         """Send one message; only while is_ready."""
-        message, plan = self._message(letter), None
-        if letter.survey.is_irregular or (message.is_8bit and "8BITMIME" not in self._client.offers):
-            try:
+        message, plan, signature = self._message(letter), None, b""
+        try:
+            if letter.survey.is_irregular or (message.is_8bit and "8BITMIME" not in self._client.offers):
                 plan = await self._plan_for(letter, message)
-            except (NotMime, Unreadable) as problem:
-                return self._unsendable(letter, problem)
-        self._content, self._plan = letter.content, plan
+            if letter.sign is not None:
+                signature = await self._sign(letter, letter.sign, plan)
+        except (NotMime, Unreadable, BadKey) as problem:
+            return self._unsendable(letter, problem)
+        if signature and message.size:
+            message = replace(message, size=message.size + len(signature) + signature.count(b"\n"))
+        self._content, self._plan, self._signature = letter.content, plan, signature
         self.messages += 1
         self._finished = self._loop.create_future()
         size = letter.survey.size
@@ -209,8 +220,18 @@ class Session(asyncio.Protocol):
             return plan()
         return await self._loop.run_in_executor(None, plan)  # it takes seconds for the largest ones
 
+    async def _sign(self, letter: Letter, sign: Sign, plan: recode.Plan | None) -> bytes:
+        """The field that signs the message as this peer gets it. Raises BadKey, mime.Unreadable,
+        parcel.Unreadable."""
+        def signature() -> bytes:
+            pieces: Iterable[bytes] = letter.content.pieces()
+            return sign(pieces if plan is None else recode.recoded(pieces, plan))
+        if letter.content.is_small:
+            return signature()
+        return await self._loop.run_in_executor(None, signature)
+
     def _unsendable(self, letter: Letter, problem: Exception) -> Finished:
-        """A message that cannot be recoded for this peer, or not even read."""
+        """A message that cannot be recoded for this peer, or signed, or not even read."""
         peer = self._terms.options.peer
         if isinstance(problem, NotMime):
             trouble = Trouble(Stage.DATA, Kind.MESSAGE, f"the message cannot be converted: {problem}", status="5.6.3")
@@ -307,7 +328,7 @@ class Session(asyncio.Protocol):
         pieces: Iterable[bytes] = self._content.pieces()
         if event.must_recode and self._plan is not None:
             pieces = recode.recoded(pieces, self._plan)
-        self._pieces = iter(pieces)
+        self._pieces = chain((self._signature,), pieces) if self._signature else iter(pieces)
         self._send_pieces()
 
     def _send_pieces(self) -> None:

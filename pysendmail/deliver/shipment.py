@@ -69,7 +69,7 @@ class Shipment:
     n: chosen by the runner, comes back in the Answer. offset, length: of the text in the file, bytes. recipients: one
     of groups(). smtputf8, ret, envid: as the envelope has them. domain: of the recipients. hosts: as route.router.Hop
     has them. width: how many connections this destination may have, all its shipments together; the newest word
-    counts. head: whole lines that go before the text.
+    counts. head: whole lines that go before the text. is_own: it is mail of ours, which may bear our signature.
     """
 
     n: int
@@ -85,6 +85,7 @@ class Shipment:
     envid: str = ""
     width: int = 1
     head: bytes = b""
+    is_own: bool = False
 
     @property
     def destination(self) -> str:
@@ -105,6 +106,8 @@ class Shipment:
             found["envid"] = self.envid
         if self.head:
             found["head"] = text(self.head)
+        if self.is_own:
+            found["own"] = True
         return found
 
     @classmethod
@@ -122,7 +125,7 @@ class Shipment:
                 and texts[0].isalnum() and len(texts[5]) <= MAX_HEAD and texts[5][-1:] in ("", "\n")):
             raise ValueError("not a shipment")
         return cls(n, texts[0], offset, length, texts[1], tuple(map(_read_recipient, recipients)), texts[2],
-                   tuple(hosts), get("utf8") is True, texts[3], texts[4], width, raw(texts[5]))
+                   tuple(hosts), get("utf8") is True, texts[3], texts[4], width, raw(texts[5]), get("own") is True)
 
 
 def _recipient(recipient: Recipient) -> list[str]:
