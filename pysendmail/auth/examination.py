@@ -193,7 +193,8 @@ class Session:
 
     def _first_macros(self, client: Client) -> dict[str, str]:
         """What is known of a session from its start."""
-        found = {"j": self._examiner.hostname, "v": SOFTWARE, "{daemon_name}": SOFTWARE, "_": client.shown,
+        hostname = self._examiner.hostname  # rspamd takes daemon_name, which is that for Postfix, for our authserv-id
+        found = {"j": hostname, "v": SOFTWARE, "{daemon_name}": hostname, "_": client.shown,
                  "{client_name}": client.name or client.literal, "{client_ptr}": client.name or "unknown"}
         if client.address:
             found |= {"{client_addr}": client.address, "{client_port}": str(client.port)}

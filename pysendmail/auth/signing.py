@@ -207,7 +207,8 @@ def sign_for(settings: DkimSettings, clock: Callable[[], float], warn: Callable[
     try:
         signer = load(settings, clock)
     except (BadKey, OSError) as problem:
-        why = f"no key for DKIM: {problem if isinstance(problem, BadKey) else problem.strerror}"
+        words = str(problem) if isinstance(problem, BadKey) else f"{settings.key_file}: {problem.strerror}"
+        why = f"no key for DKIM: {words}"
         warn(why)
 
         def refuse(pieces: Iterable[bytes]) -> bytes:

@@ -22,8 +22,8 @@ INTERRUPTED = 130  # what shells call the end by SIGINT
 MAX_SHOWN = 2000  # characters of an error
 
 # Where each command is. The name of the function there is that of the command.
-COMMANDS = {"config": "admin_config", "explain": "admin_explain", "queue": "admin_queue", "status": "admin_status",
-            "trace": "admin_trace"}
+COMMANDS = {"config": "admin_config", "dkim": "admin_dkim", "explain": "admin_explain", "queue": "admin_queue",
+            "status": "admin_status", "trace": "admin_trace"}
 
 
 class LazyGroup(click.Group):

@@ -86,9 +86,12 @@ class Outgoing:
 
 def is_own(origin: Origin, relay_from: Sequence[IPv4Network | IPv6Network]) -> bool:
     """Whether whoever has sent a message may speak in our name: local users, logins, ourselves, clients that relay."""
-    if origin.kind != "smtp" or origin.auth or not origin.client:
+    if origin.kind != "smtp" or origin.auth or origin.client in ("", "localhost"):  # the last two: a Unix socket
         return True
-    address = ip_address(origin.client.strip("[]").removeprefix("IPv6:").partition("%")[0])
+    try:
+        address = ip_address(origin.client.strip("[]").removeprefix("IPv6:").partition("%")[0])
+    except ValueError:
+        return False
     return address.is_loopback or any(address in network for network in relay_from)
 
 

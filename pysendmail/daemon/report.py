@@ -86,14 +86,14 @@ class Reports:
         original = self._original(message)
         about = message.envelope
         is_scanned = about.scanned or about.origin.kind == "runner" or not self._config.milter.sockets
+        if plan.recipient != about.sender and not plan.is_notice:  # to the owner of a list
+            about = replace(about, sender=plan.recipient, ret="", envid="")  # the sender's wishes are no matter
         if not is_scanned:  # what nobody has examined, or what was refused for what is in it, comes back to nobody
-            original = replace(original, body=b"")
+            about = replace(about, ret="hdrs")
         if plan.is_notice:
-            text = dsn.postmaster_notice(message.envelope, plan.results, original, reporter)
+            text = dsn.postmaster_notice(about, plan.results, original, reporter)
         else:
-            until = message.envelope.received_at + self._config.queue.lifetime
-            if plan.recipient != about.sender:  # to the owner of a list, for whom the sender's wishes are no matter
-                about = replace(about, sender=plan.recipient, ret="", envid="")
+            until = about.received_at + self._config.queue.lifetime
             text = dsn.report(about, plan.results, original, reporter,
                               retry_until=until if plan.results[0].action == dsn.DELAYED else 0.0)
         envelope = Envelope(plan.report_id, "", (Recipient(plan.recipient, NO_REPLY),), now, Origin("runner"),

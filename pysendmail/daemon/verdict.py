@@ -179,5 +179,5 @@ def outcome_of(refusal: Reply) -> Outcome:
     """What a refusal means for a message that nobody is waiting to hear about."""
     words = refusal.words.removeprefix(f"{refusal.code} ").removeprefix(f"{refusal.status} ")
     if refusal.kind == 5:
-        return failed(refusal.status or "5.7.1", words, f"smtp; {refusal.words}")
-    return deferred(refusal.status or "4.7.1", words, f"smtp; {refusal.words}")
+        return failed(refusal.status or "5.7.1", words)
+    return deferred(refusal.status or "4.7.1", words)

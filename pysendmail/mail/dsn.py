@@ -59,6 +59,7 @@ _ADVICE = {
 }
 _OTHER_ADVICE = "If the words above do not help you, show this whole report to your postmaster."
 
+_OUR_RULES = "Show the words above to the postmaster of this mail system: its rules do not permit this message."
 _8BIT = b"Content-Transfer-Encoding: 8bit\n"
 _HEX = frozenset(b"0123456789ABCDEFabcdef")
 _NOT_IN_XTEXT = frozenset("+=\\")
@@ -153,7 +154,7 @@ def postmaster_notice(envelope: Envelope, results: Sequence[Result], original: O
     """
     if not results:
         raise ValueError("nothing to tell")
-    returned = _returned(envelope, original, headers_only=False)
+    returned = _returned(envelope, original, headers_only=envelope.ret == "hdrs")
     host = text(word(reporter.hostname))
     words = [_wrapped(f"This is the mail system of {host}. You get this as its postmaster: a message has failed, and "
                       "its sender cannot be told. A message without a sender is in most cases itself a report about "
@@ -296,6 +297,8 @@ def _told(result: Result, with_advice: bool) -> str:
     if with_advice and result.action == FAILED:
         _, subject, detail = outcome.status.split(".")
         advice = _ADVICE.get(f"{subject}.{detail}") or _ADVICE.get(subject) or _OTHER_ADVICE
+        if subject == "7" and not outcome.remote_mta:
+            advice = _OUR_RULES
         lines.append(_wrapped(f"what to do: {advice}", "    "))
     return "\n".join(lines)
 

@@ -7,8 +7,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import dkim as dkimpy
 import pytest
 
+from pysendmail.auth import keys
+from pysendmail.auth.signing import BadKey, Signer
 from pysendmail.daemon import destination, relay
 from pysendmail.deliver import remote, shipment
 from pysendmail.deliver.shipment import DOWN, FINE, ROUGH, Answer, Shipment
@@ -568,3 +571,73 @@ def test_the_process_serves_until_its_channel_is_closed() -> None:
         assert not processes.has_ended(pid)
         ours.close()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+# ---- our signature
+
+
+def signed(sink: Sink, text: bytes, *, is_own: bool = True, **settings: Any) -> tuple[Answer, bytes]:
+    """A message of example.org as it comes to the sink."""
+    key = keys.generate("rsa")
+    signer = Signer(["example.org"], "sel", key, lambda: 1_700_000_000.0)
+
+    async def whole() -> Answer:
+        async with Relaying(config(**settings), world(patience=5.0), signer.sign) as relaying:
+            return await relaying.send(hosts=[endpoint(sink)], text=text, is_own=is_own)
+
+    answer = asyncio.run(whole())
+    (found,) = [envelope.content for envelope in sink.envelopes]
+    if b"DKIM-Signature" in found:
+        record = keys.record(key).encode()
+        assert dkimpy.verify(found, dnsfunc=lambda name, timeout=0: record)
+    return answer, found
+
+
+@pytest.mark.parametrize(("body", "offers"), [
+    (b"text\n..\n", OFFERS), (b"caf\xc3\xa9\n", OFFERS), (b"caf\xc3\xa9\n", ("SIZE",)),
+    (b"long " * 400 + b"\n", OFFERS),
+    (b"many lines of it, too\n" * 4000, OFFERS), (b"caf\xc3\xa9, many lines of it\n" * 30_000, ("SIZE",)),
+    (b"nul \0 and cr \r\n", OFFERS), (b"without an end", OFFERS), (b"", OFFERS),
+], ids=range(9))
+def test_a_signature_holds_in_whatever_form_a_peer_gets_a_message(body: bytes, offers: tuple[str, ...]) -> None:
+    with Sink(offers=offers) as sink:
+        answer, found = signed(sink, b"From: a@example.org\nSubject: s\n\n" + body)
+    assert statuses(answer) == ["2.0.0"]
+    assert found.startswith(b"DKIM-Signature: ")
+
+
+def test_the_sender_is_masqueraded_before_it_is_signed() -> None:
+    with Sink() as sink:
+        _, found = signed(sink, b"From: a@inner.example\n\ntext\n", masquerade=(("a@inner.example", "a@example.org"),))
+    assert b"d=example.org" in found
+    assert b"\nFrom: a@example.org\n" in found
+
+
+@pytest.mark.parametrize(("sender", "is_own"), [(b"a@example.org", False), (b"a@example.com", True)])
+def test_mail_that_is_not_ours_is_not_signed(sender: bytes, is_own: bool) -> None:
+    with Sink() as sink:
+        _, found = signed(sink, b"From: %s\n\ntext\n" % sender, is_own=is_own)
+    assert found.startswith(b"From: ")
+
+
+def test_the_announced_size_counts_the_signature() -> None:
+    with Sink() as sink:
+        _, found = signed(sink, b"From: a@example.org\n\ntext\n")
+        (command,) = sink.commands("MAIL")
+    size = len(found) + found.count(b"\n")
+    assert f"SIZE={size}" in command
+
+
+def test_mail_waits_while_it_cannot_be_signed() -> None:
+    def sign(_pieces: object) -> bytes:
+        raise BadKey("no key for DKIM")
+
+    async def whole() -> Answer:
+        async with Relaying(config(), world(patience=5.0), sign) as relaying:
+            return await relaying.send(hosts=[endpoint(sink)], is_own=True)
+
+    with Sink() as sink:
+        answer = asyncio.run(whole())
+    assert statuses(answer) == ["4.3.0"]
+    assert "no key for DKIM" in answer.outcomes[0].reason
+    assert sink.envelopes == []

@@ -1,12 +1,9 @@
 """SMTP into a whole host: listeners under the supervisor, the runner behind them, and what happens when one is gone."""
 
-import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from base64 import b64encode
@@ -24,6 +21,7 @@ from tests.tools.host import LISTENER, WITHIN, Host
 from tests.tools.watch import wait_for_end
 
 MakeHost = Callable[..., Host]
+MakeFilter = Callable[[dict[bytes, bytes]], FakeMilter]
 PASSWORD = "$6$abcdefgh$e1o..VsKRS0O4M9J1Qb9u.strxNEAfDkCXcaYc5TsDrJFctQ" \
            "CTMkPeis45vy3ZQtqt4dqG4vXTonFJKbQgR2Q1"  # wonderland
 PROXIED = 'proxies = ["127.0.0.1/32"]\ngreeting_delay = 0\ncheck_sender = false'
@@ -360,34 +358,8 @@ def test_logging_in_with_a_password_of_a_file(make_host: MakeHost) -> None:
     assert "with ESMTPSA id" in message
 
 
-@pytest.fixture
-def filters(tmp_path: Path) -> Iterator[Callable[[dict[bytes, bytes]], FakeMilter]]:
-    """Starts filters, in a thread that ends with the test."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    place = Path(tempfile.mkdtemp(prefix="pysm-"))
-    place.chmod(0o755)
-    made: list[FakeMilter] = []
-
-    def start(answers: dict[bytes, bytes]) -> FakeMilter:
-        one = FakeMilter(str(place / f"filter{len(made)}"), by_letter(answers))
-        asyncio.run_coroutine_threadsafe(one.__aenter__(), loop).result(WITHIN)
-        os.chmod(one.path, 0o666)
-        made.append(one)
-        return one
-
-    yield start
-    for one in made:
-        asyncio.run_coroutine_threadsafe(one.__aexit__(None, None, None), loop).result(WITHIN)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(WITHIN)
-    loop.close()
-    shutil.rmtree(place)
-
-
 def test_a_filter_is_asked_before_the_client_hears_anything(
-        make_host: MakeHost, filters: Callable[[dict[bytes, bytes]], FakeMilter]) -> None:
+        make_host: MakeHost, filters: MakeFilter) -> None:
     seen = filters({b"E": packet(b"h", b"X-Seen\0yes\0") + CONTINUE})
     smtp = Smtp(make_host(), settings=f'[milter]\nsockets = ["{seen.endpoint}"]\n')
     answer = smtp.send("alice@host.example", name="one")

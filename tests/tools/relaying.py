@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from pysendmail.auth.signing import Sign
 from pysendmail.config import Config, RelaySettings
 from pysendmail.daemon.relay import Relay, World
 from pysendmail.deliver import shipment
@@ -40,8 +41,8 @@ def endpoint(sink: Sink) -> str:
 class Relaying:
     """async with Relaying(config, world) as relay: answer = await relay.send(...)."""
 
-    def __init__(self, config: Config, world: World) -> None:
-        self._config, self._world = config, world
+    def __init__(self, config: Config, world: World, sign: Sign | None = None) -> None:
+        self._config, self._world, self._sign = config, world, sign
         self._number = 0
         self._awaited: dict[int, asyncio.Future[Answer]] = {}
 
@@ -51,7 +52,7 @@ class Relaying:
         self.channel, self._theirs = ours, theirs
         ours.setblocking(False)
         self._loop.add_reader(ours.fileno(), self._readable)
-        self.relay = Relay(self._loop, theirs, self._config, self._world)
+        self.relay = Relay(self._loop, theirs, self._config, self._world, self._sign)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, problem: BaseException | None,

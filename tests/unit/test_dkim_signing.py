@@ -17,7 +17,7 @@ from dkim.canonicalization import Relaxed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysendmail.auth.signing import BadKey, BodyHash, Signer, domain_of, load, relaxed
+from pysendmail.auth.signing import BadKey, BodyHash, Signer, domain_of, load, relaxed, sign_for
 from pysendmail.config import DkimSettings
 from pysendmail.smtp.wire import DataEncoder
 
@@ -203,3 +203,20 @@ def test_a_key_from_the_settings(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError):
         load(settings, lambda: NOW)
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_without_a_key_nothing_goes_out_that_has_to_be_signed(tmp_path: Path, has_key: bool) -> None:
+    """What others' domains send is no matter."""
+    path, said = tmp_path / "key.pem", list[str]()
+    if has_key:
+        path.write_bytes(b"no key")
+        path.chmod(0o600)
+    sign = sign_for(DkimSettings(("example.org",), "sel", str(path)), lambda: NOW, said.append)
+    assert sign is not None
+    assert len(said) == 1
+    assert str(path) in said[0]
+    assert sign([HEAD.replace(b"a@example.org", b"a@example.net") + b"\n", b"text\n"]) == b""
+    with pytest.raises(BadKey, match=r"no key for DKIM: .*key\.pem"):
+        sign([HEAD + b"\n", b"text\n"])
+    assert sign_for(DkimSettings(), lambda: NOW, said.append) is None

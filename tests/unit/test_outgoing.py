@@ -1,9 +1,12 @@
 """What travels together, and what is put before it."""
 
+from ipaddress import ip_network
 from typing import Any
 
+import pytest
+
 from pysendmail.config import Config
-from pysendmail.daemon.outgoing import Outgoing
+from pysendmail.daemon.outgoing import Outgoing, is_own
 from pysendmail.deliver.shipment import MAX_HEAD, Shipment
 from pysendmail.mail.envelope import Envelope, Origin, Recipient
 from pysendmail.mail.target import MAILBOX, RELAY, Target
@@ -53,6 +56,21 @@ def test_what_a_forward_sends_away_says_where_it_was() -> None:
 def test_an_address_cannot_add_a_line() -> None:
     one, = shipped(Target(MAILBOX, "a\nBcc: b@host.example", user="alice"), Target(RELAY, "a@example.net", via="alice"))
     assert one.head.count(b"\n") == 1
+
+
+NETWORKS = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
+
+
+@pytest.mark.parametrize(("origin", "expected"), [
+    (Origin("command", 1000, "alice"), True), (Origin("runner"), True), (Origin("smtp"), True),
+    (Origin("smtp", client="localhost"), True), (Origin("smtp", client="[127.0.0.1]"), True),
+    (Origin("smtp", client="[192.0.2.7]"), True), (Origin("smtp", client="[IPv6:2001:db8::7]"), True),
+    (Origin("smtp", client="[198.51.100.7]"), False), (Origin("smtp", client="[IPv6:2001:db9::7]"), False),
+    (Origin("smtp", client="[198.51.100.7]", auth="alice"), True), (Origin("smtp", client="[nonsense]"), False),
+    (Origin("smtp", client="[IPv6:fe80::1%eth0]"), False),
+])
+def test_only_mail_of_our_own_may_bear_our_signature(origin: Origin, expected: bool) -> None:
+    assert is_own(origin, NETWORKS) is expected
 
 
 def test_an_endless_way_is_cut() -> None:
