@@ -250,11 +250,6 @@ class Runner:
         p = self.active[message.id] = Pass(message, self._clock())
         self._screening.begin(p)
 
-    def held(self, p: Pass) -> None:
-        """A message that is in work is to be held, as its journal says."""
-        self._leave(p)
-        self._hold(p.message)
-
     def _hold(self, message: Message) -> None:
         entry, why = message.entry, message.state.held or message.envelope.hold
         try:
@@ -357,17 +352,18 @@ class Runner:
 
     def postponed(self, p: Pass, entry: Entry, due: float) -> None:
         """A message waits again."""
-        self._leave(p)
+        self.leave(p)
         self.waiting.put(entry, due)
         self.catalogue.keep(p.message)
 
     def done(self, p: Pass) -> None:
         """A message is no longer ours."""
-        self._leave(p)
+        self.leave(p)
         self._crashes.pop(p.message.id, None)
         self.shares.remove(p.message.entry.uid, p.message.length)
 
-    def _leave(self, p: Pass) -> None:
+    def leave(self, p: Pass) -> None:
+        """A message is no longer in work."""
         p.is_over = True
         self.active.pop(p.message.id, None)
 
@@ -378,7 +374,7 @@ class Runner:
         for line in traceback.format_exc(limit=-6).split("\n"):
             if line.strip():
                 self.events.trouble(f"{message.id}: {line}")
-        self._leave(p)
+        self.leave(p)
         try:
             self.queue.secure(message)
             if self._crashes[message.id] >= MAX_CRASHES:

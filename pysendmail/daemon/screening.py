@@ -12,6 +12,7 @@ from typing import Protocol
 from ..mail.outcome import deferred
 from ..mail.target import KNOWN, Target
 from ..spool.journal import Event
+from ..spool.queue import Message
 from .passes import Pass, Passes
 from .scanning import Examined, Scanning
 from .waiting import Shares
@@ -25,7 +26,9 @@ class Owner(Protocol):
 
     def take_in(self) -> None: ...
 
-    def held(self, p: Pass) -> None: ...
+    def leave(self, p: Pass) -> None: ...
+
+    def start(self, message: Message) -> None: ...
 
     def settle(self, p: Pass) -> None: ...
 
@@ -56,7 +59,8 @@ class Screening:
             if not self._take(p, found):
                 self._owner.settle(p)
             elif message.state.held:
-                self._owner.held(p)
+                self._owner.leave(p)
+                self._owner.start(message)  # which holds it
             else:
                 self._passes.begin(p)
         except Exception:  # noqa: BLE001 - as in passes.py

@@ -168,16 +168,12 @@ def test_a_large_new_body(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize(("said", "expected"), [
-    (packet(b"r"), failed("5.7.1", "rejected by a mail filter", "smtp; 550 5.7.1 rejected by a mail filter")),
-    (packet(b"y", b"554 5.7.0 virus\0"), failed("5.7.0", "virus", "smtp; 554 5.7.0 virus")),
-    (packet(b"t"), deferred("4.7.1", "a mail filter asks you to try again later",
-                            "smtp; 451 4.7.1 a mail filter asks you to try again later")),
-    (packet(b"4"), deferred("4.7.0", "a mail filter ends this session",
-                            "smtp; 421 4.7.0 a mail filter ends this session")),
-    (packet(b"z"), deferred("4.7.1", "a mail filter is out of order, try again later",
-                            "smtp; 451 4.7.1 a mail filter is out of order, try again later")),
-    (packet(b"h", b"X\0y\0") + CLOSE, deferred("4.7.1", "a mail filter is out of order, try again later",
-                                               "smtp; 451 4.7.1 a mail filter is out of order, try again later")),
+    (packet(b"r"), failed("5.7.1", "rejected by a mail filter")),
+    (packet(b"y", b"554 5.7.0 virus\0"), failed("5.7.0", "virus")),
+    (packet(b"t"), deferred("4.7.1", "a mail filter asks you to try again later")),
+    (packet(b"4"), deferred("4.7.0", "a mail filter ends this session")),
+    (packet(b"z"), deferred("4.7.1", "a mail filter is out of order, try again later")),
+    (packet(b"h", b"X\0y\0") + CLOSE, deferred("4.7.1", "a mail filter is out of order, try again later")),
 ])
 def test_what_does_not_pass_has_an_outcome_and_stays_as_it_is(paths: Paths, said: bytes, expected: Any) -> None:
     async def play(host: Host) -> tuple[Verdict, Message, bytes]:
@@ -518,9 +514,9 @@ def test_too_much_for_a_packet() -> None:
 
 
 @pytest.mark.parametrize(("refusal", "expected"), [
-    (reply(550, "5.7.1", "no", "really"), failed("5.7.1", "no really", "smtp; 550 5.7.1 no really")),
-    (reply(451, "4.3.0", "later"), deferred("4.3.0", "later", "smtp; 451 4.3.0 later")),
-    (reply(421, "4.7.0", "away"), deferred("4.7.0", "away", "smtp; 421 4.7.0 away")),
+    (reply(550, "5.7.1", "no", "really"), failed("5.7.1", "no really")),
+    (reply(451, "4.3.0", "later"), deferred("4.3.0", "later")),
+    (reply(421, "4.7.0", "away"), deferred("4.7.0", "away")),
 ])
 def test_what_a_refusal_means(refusal: Any, expected: Any) -> None:
     assert outcome_of(refusal) == expected
