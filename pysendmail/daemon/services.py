@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from .. import config
 from ..config import Config
+from ..deliver import landlock
 from ..deliver.spawner import Service
 from ..events import ERROR, Log
 from ..paths import Paths

@@ -292,7 +292,8 @@ def test_the_subject_names_the_worst(results: list[Result], subject: str) -> Non
 @pytest.mark.parametrize(("status", "words"), [
     ("5.1.1", "Check the address"), ("5.1.2", "after the @"), ("5.1.10", "no mail"), ("5.1.3", "Check the address"),
     ("5.2.2", "make room"), ("5.3.4", "smaller"), ("5.2.3", "smaller"), ("5.4.6", "circle"), ("4.4.7", "later"),
-    ("5.4.1", "later"), ("5.7.1", "this mail system: its rules"), ("5.0.0", "your postmaster"), ("5.3.0", "your postmaster")])
+    ("5.4.1", "later"), ("5.7.1", "this mail system: its rules"),
+    ("5.0.0", "your postmaster"), ("5.3.0", "your postmaster")])
 def test_people_are_told_what_to_do(status: str, words: str) -> None:
     result = replace(FAILURE, outcome=Outcome(status, "because"))
     parsed = Parsed(dsn.report(ENVELOPE, [result], ORIGINAL, REPORTER), 1)
