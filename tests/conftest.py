@@ -21,7 +21,9 @@ import pytest
 from pysendmail.paths import Paths
 from tests.tools import processes
 
-LIMIT = 60.0  # seconds for one test, fixtures included; @pytest.mark.limit(seconds) changes it
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+# Seconds for one test, fixtures included; @pytest.mark.limit(seconds) changes it.
+LIMIT = 60.0 if PROFILE != "fuzz" else 600.0
 GRACE = 30.0  # seconds after which a test that cannot be interrupted (stuck in C) ends the whole run
 
 # Directories of docs/ARCHITECTURE.md, "The spool"; a test in tests/meta compares the modes with those of the package.
@@ -30,7 +32,8 @@ DROP_MODE, SMTP_MODE, PRIVATE_MODE = 0o3733, 0o3770, 0o700
 # No example database: the tree may be root's or read-only, and a failing example is printed with its blob.
 hypothesis.settings.register_profile("dev", max_examples=50, deadline=None, database=None, print_blob=True)
 hypothesis.settings.register_profile("ci", max_examples=500, deadline=None, database=None, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+hypothesis.settings.register_profile("fuzz", max_examples=2000, deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile(PROFILE)
 
 _left_out = pytest.StashKey[int]()
 _stderr = pytest.StashKey[int]()
