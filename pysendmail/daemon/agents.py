@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..deliver import request
+from ..deliver.packet import MAX_PACKET, encode
 from ..deliver.request import Reply, Request
 from ..events import Events
 from ..mail.outcome import Outcome, deferred
@@ -179,7 +179,7 @@ class Agents:
         self._placed_at = lane.moved
         self._placed[lane.name] = self._asked[lane.asked] = lane
         try:
-            self._link.send(request.encode({"agent": lane.user, "n": lane.asked}))
+            self._link.send(encode({"agent": lane.user, "n": lane.asked}))
         except OSError as trouble:
             self._refuse(lane, deferred("4.3.0", f"no delivery agent: {trouble.strerror}"))
 
@@ -238,7 +238,7 @@ class Agents:
             if lane.channel is None:
                 return
             try:
-                packet = lane.channel.recv(request.MAX_PACKET)
+                packet = lane.channel.recv(MAX_PACKET)
                 reply = Reply.from_packet(packet) if packet else None
             except BlockingIOError:
                 break
@@ -311,7 +311,7 @@ class Agents:
     def _kill(self, lane: Lane) -> None:
         self._events.warned(f"agent of {lane.user} (pid {lane.pid}) is stuck and is ended")
         try:
-            self._link.send(request.encode({"end": lane.pid}))
+            self._link.send(encode({"end": lane.pid}))
         except OSError:
             pass
         self._end(lane, SLOW)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..deliver import remote, shipment
+from ..deliver.packet import MAX_PACKET
 from ..deliver.shipment import Answer, Shipment
 from ..mail.outcome import Outcome, deferred
 from .lanes import Lane
@@ -235,7 +236,7 @@ class Fleet:
         if not batch:
             return True
         packet = shipment.shipments_packet((job.shipment, job.width) for job, _ in batch)
-        if len(packet) > shipment.MAX_PACKET and len(batch) > 1:
+        if len(packet) > MAX_PACKET and len(batch) > 1:
             process.batch, rest = batch[:len(batch) // 2], batch[len(batch) // 2:]
             self._send(process)
             process.batch = rest
@@ -272,7 +273,7 @@ class Fleet:
     def _readable(self, process: Process) -> None:
         for _ in range(PACKETS_AT_ONCE):
             try:
-                packet = process.channel.recv(shipment.MAX_PACKET)
+                packet = process.channel.recv(MAX_PACKET)
                 answers = shipment.read_answers(packet) if packet else []
             except BlockingIOError:
                 break

@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..config import Config
-from ..deliver import identity, request
+from ..deliver import identity
+from ..deliver.packet import MAX_PACKET, decode, encode
 from ..events import Events, Log
 from ..paths import Paths
 from ..route.aliases import Aliases
@@ -166,7 +167,7 @@ def _status(path: str) -> tuple[int, int, int]:
 
 def _tell(link: socket.socket, value: dict[str, object]) -> None:
     """A word to the spawner. Raises OSError."""
-    link.send(request.encode(value))
+    link.send(encode(value))
 
 
 Granted = Callable[[dict[str, object], list[int]], None]  # hears of a process that it has asked for
@@ -175,7 +176,7 @@ Granted = Callable[[dict[str, object], list[int]], None]  # hears of a process t
 def _from_spawner(link: socket.socket, end: Callable[[str], None], services: dict[str, Granted],
                   agent: Granted) -> None:
     try:
-        packet, fds, _, _ = socket.recv_fds(link, request.MAX_PACKET, 1)
+        packet, fds, _, _ = socket.recv_fds(link, MAX_PACKET, 1)
     except (BlockingIOError, InterruptedError):
         return
     except OSError:
@@ -184,7 +185,7 @@ def _from_spawner(link: socket.socket, end: Callable[[str], None], services: dic
         end("spawner is gone")  # nothing can be delivered without it; the next start finds everything
         asyncio.get_running_loop().remove_reader(link.fileno())
         return
-    value = request.decode(packet)
+    value = decode(packet)
     granted = next((one for kind, one in services.items() if value.get(kind) is True), agent)
     granted(value, fds)
 

@@ -24,8 +24,9 @@ from typing import Any
 
 from ..auth.signing import Sign
 from ..config import Config
+from ..deliver.packet import MAX_PACKET
 from ..deliver.remote import NotOpened, Terms
-from ..deliver.shipment import MAX_BATCH, MAX_NOTES, MAX_PACKET, Answer, Shipment, answer_packets, read_shipments
+from ..deliver.shipment import MAX_BATCH, MAX_NOTES, Answer, Shipment, answer_packets, read_shipments
 from ..mail.masquerade import Masquerade
 from ..mail.outcome import deferred
 from ..net import hosts, tls

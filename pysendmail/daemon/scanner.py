@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from ..auth import Client, Judgement
 from ..config import Config
+from ..deliver.packet import MAX_PACKET
 from ..mail.changes import Draft, Text, split
 from ..mail.envelope import Envelope
 from ..mail.headers import MAX_HEADER
@@ -25,7 +26,7 @@ from ..paths import Paths
 from ..spool.queue_file import read_envelope
 from ..spool.record import Damaged
 from .examiners import for_scanner
-from .verdict import MAX_PACKET, NewText, Verdict, changed, outcome_of, read_question
+from .verdict import NewText, Verdict, changed, outcome_of, read_question
 
 PIECE = 64 * 1024  # bytes of a body read or written at once
 START = 2 * MAX_HEADER  # bytes of a message in which its header ends

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..config import Config
+from ..deliver.packet import MAX_PACKET
 from ..events import Events
 from ..mail.changes import split
 from ..mail.headers import MAX_HEADER
@@ -261,7 +262,7 @@ class Scanning:
             if self._channel is None:
                 return
             try:
-                packet = self._channel.recv(packets.MAX_PACKET)
+                packet = self._channel.recv(MAX_PACKET)
             except BlockingIOError:
                 break
             except OSError as trouble:

@@ -8,11 +8,11 @@ scanner -> runner   VERDICT. What is new of the text stands in that empty file: 
 Neither end believes the other: sizes are capped, types are checked, and what does not fit raises ValueError.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from ..deliver.packet import MAX_PACKET, decode, encode
 from ..mail import address
 from ..mail.changes import MAX_ADDED_RECIPIENTS, Draft
 from ..mail.envelope import Envelope, Recipient, raw
@@ -20,7 +20,6 @@ from ..mail.headers import MAX_HEADER
 from ..mail.outcome import Outcome, deferred, failed, one_line
 from ..smtp.reply import Reply
 
-MAX_PACKET = 128 * 1024  # bytes
 MAX_ADDRESSES = 60 * 1024  # characters of all recipients that are added to one message
 MAX_NOTES = 20  # lines for the log about one message
 MAX_SIZE = 1 << 40  # bytes of a body
@@ -29,30 +28,16 @@ PASS, DROP = "pass", "drop"
 
 
 def question(queue_id: str, n: int) -> bytes:
-    return _encode({"scan": queue_id, "n": n})
+    return encode({"scan": queue_id, "n": n})
 
 
 def read_question(packet: bytes) -> tuple[str, int]:
     """(queue id, n). Raises ValueError."""
-    value = _decode(packet)
+    value = decode(packet)
     queue_id, n = value.get("scan"), value.get("n")
     if not isinstance(queue_id, str) or not queue_id.isascii() or not queue_id.isalnum():
         raise ValueError("not a question")
     return queue_id, _number(n)
-
-
-def _encode(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def _decode(packet: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(packet)
-    except RecursionError as problem:
-        raise ValueError("nested too deeply") from problem
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +74,7 @@ class Verdict:
                  "drop": self.is_dropped, "sender": self.sender, "removed": self.removed, "added": self.added,
                  "hold": self.hold, "notes": [one_line(note) for note in self.notes[:MAX_NOTES]],
                  "text": [self.text.top, self.text.head, self.text.body] if self.text is not None else None}
-        packet = _encode(value)
+        packet = encode(value)
         if len(packet) > MAX_PACKET:
             raise ValueError("a filter has changed too much of the envelope")
         return packet
@@ -97,7 +82,7 @@ class Verdict:
     @classmethod
     def from_packet(cls, packet: bytes, recipients: int) -> Self:
         """The reverse, about a message with so many recipients. Raises ValueError."""
-        value = _decode(packet)
+        value = decode(packet)
         get = value.get
         sender: Any = get("sender")
         hold: Any = get("hold")
@@ -134,7 +119,7 @@ class Verdict:
 
 def n_of(packet: bytes) -> int:
     """Which message a packet of a scanner is about. Raises ValueError."""
-    return _number(_decode(packet).get("n"))
+    return _number(decode(packet).get("n"))
 
 
 def _are(values: Any, kind: type) -> bool:

@@ -23,8 +23,9 @@ from ..route import values
 from ..route.aliases import Aliases, Broken
 from ..users import User
 from . import command, forward, identity, maildir, mbox
+from .packet import MAX_PACKET
 from .parcel import Parcel
-from .request import MAX_PACKET, Reply, Request
+from .request import Reply, Request
 
 BATCH = 100  # requests written together
 BATCH_BYTES = 16 * 1024 * 1024  # bytes of messages written together

@@ -15,30 +15,14 @@ finds a command by its digest. Every reader treats the other end as hostile: siz
 what does not fit raises ValueError.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, Self
 
 from ..mail.outcome import Outcome
 from ..mail.target import Target
+from .packet import decode, encode
 
-MAX_PACKET = 128 * 1024  # bytes
 MAX_TARGETS = 1000  # of one .forward
-
-
-def encode(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def decode(packet: bytes) -> dict[str, Any]:
-    """Raises ValueError for anything but one JSON object."""
-    try:
-        value = json.loads(packet)
-    except RecursionError as problem:
-        raise ValueError("nested too deeply") from problem
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Any, Self
 
 from ..mail.envelope import NOTIFY, Recipient, raw, text
 from ..mail.outcome import Outcome, one_line
+from .packet import MAX_PACKET, decode, encode
 
-MAX_PACKET = 128 * 1024  # bytes; what a socket takes in one piece with the kernel's default buffer
 MAX_BATCH = 32  # shipments in one packet
 MAX_RECIPIENTS = 100  # of one shipment: what every host takes in one transaction (RFC 5321 section 4.5.3.1.8)
 MAX_ADDRESSES = 48 * 1024  # bytes that the recipients of one shipment take in a packet
@@ -32,20 +32,6 @@ MAX_WIDTH = 1000
 # How the destination itself fared, for whoever plans its next deliveries.
 FINE, ROUGH, DOWN, LOGIN = "", "rough", "down", "login"
 STATES = frozenset((FINE, ROUGH, DOWN, LOGIN))
-
-
-def _encode(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def _decode(packet: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(packet)
-    except RecursionError as problem:
-        raise ValueError("nested too deeply") from problem
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
 
 
 def groups(recipients: Sequence[Recipient]) -> list[tuple[Recipient, ...]]:
@@ -207,16 +193,16 @@ class Answer:
 
 def shipments_packet(shipments: Iterable[tuple[Shipment, int]]) -> bytes:
     """A packet of at most MAX_BATCH (shipment, width); it may be larger than MAX_PACKET, then send them one by one."""
-    return _encode({"s": [shipment.to_json(width) for shipment, width in shipments]})
+    return encode({"s": [shipment.to_json(width) for shipment, width in shipments]})
 
 
 def forget_packet() -> bytes:
-    return _encode({"forget": True})
+    return encode({"forget": True})
 
 
 def read_shipments(packet: bytes) -> list[Shipment] | None:
     """The shipments of a packet; None: forget what was found out. Raises ValueError."""
-    value = _decode(packet)
+    value = decode(packet)
     if value.get("forget") is True:
         return None
     found = value.get("s")
@@ -227,7 +213,7 @@ def read_shipments(packet: bytes) -> list[Shipment] | None:
 
 def answer_packets(answers: Sequence[Answer]) -> list[bytes]:
     """The answers in as few packets as they fit in."""
-    whole = _encode({"a": [answer.to_json() for answer in answers]})
+    whole = encode({"a": [answer.to_json() for answer in answers]})
     if len(whole) <= MAX_PACKET:
         return [whole]
     if len(answers) > 1:
@@ -236,12 +222,12 @@ def answer_packets(answers: Sequence[Answer]) -> list[bytes]:
     value = answers[0].to_json()
     value["o"] = [[status, one_line(reason, MAX_CUT), one_line(diagnostic, MAX_CUT), one_line(mta, MAX_CUT)]
                   for status, reason, diagnostic, mta in value["o"]]
-    return [_encode({"a": [value]})]
+    return [encode({"a": [value]})]
 
 
 def read_answers(packet: bytes) -> list[Answer]:
     """Raises ValueError."""
-    found = _decode(packet).get("a")
+    found = decode(packet).get("a")
     if not isinstance(found, list):
         raise ValueError("not answers")
     return [Answer.from_json(one) for one in found]

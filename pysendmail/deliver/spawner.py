@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from ..events import Log
 from ..mail.outcome import Outcome, deferred, failed
 from ..users import LookupTrouble, User, Users
-from . import agent, identity, request
+from . import agent, identity
+from .packet import MAX_PACKET, decode, encode
 
 SPARE = 14  # processes above the runner's own limit: a runner that has lost count cannot fork without end
 MAX_ENDING = 256  # processes that were killed and have not ended: the kernel waits for a file server, say
@@ -68,7 +69,7 @@ class Spawner:
     def answer(self) -> bool:
         """One packet from the runner. False when the runner is gone."""
         try:
-            packet = self.link.recv(request.MAX_PACKET)
+            packet = self.link.recv(MAX_PACKET)
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:
@@ -76,7 +77,7 @@ class Spawner:
         if not packet:
             return False
         try:
-            value = request.decode(packet)
+            value = decode(packet)
         except ValueError:
             self.log(3, "spawner: the runner sent something that is no request")
             return True
@@ -170,7 +171,7 @@ class Spawner:
         serve(channel)
 
     def _send(self, value: dict[str, object], fd: int | None = None) -> None:
-        packet = request.encode(value)
+        packet = encode(value)
         try:
             if fd is None:
                 self.link.send(packet)

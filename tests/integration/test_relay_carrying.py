@@ -14,6 +14,7 @@ from pysendmail.auth import keys
 from pysendmail.auth.signing import BadKey, Signer
 from pysendmail.daemon import destination, relay
 from pysendmail.deliver import remote, shipment
+from pysendmail.deliver.packet import MAX_PACKET
 from pysendmail.deliver.shipment import DOWN, FINE, ROUGH, Answer, Shipment
 from pysendmail.mail.envelope import Recipient
 from tests.tools import processes
@@ -566,7 +567,7 @@ def test_the_process_serves_until_its_channel_is_closed() -> None:
         os.close(file)
         answers: list[Answer] = []
         while len(answers) < 3:
-            answers += shipment.read_answers(ours.recv(shipment.MAX_PACKET))
+            answers += shipment.read_answers(ours.recv(MAX_PACKET))
         assert [statuses(answer) for answer in answers] == [["2.0.0"]] * 3
         assert not processes.has_ended(pid)
         ours.close()

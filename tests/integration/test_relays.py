@@ -12,6 +12,7 @@ from pysendmail.config import Config, LimitSettings, QueueSettings
 from pysendmail.daemon import fleet, lanes, relays
 from pysendmail.daemon.relays import Job, Relays, mark
 from pysendmail.deliver import shipment
+from pysendmail.deliver.packet import MAX_PACKET
 from pysendmail.deliver.shipment import DOWN, FINE, LOGIN, ROUGH, Answer, Shipment
 from pysendmail.events import Events
 from pysendmail.mail.envelope import Recipient
@@ -37,7 +38,7 @@ class FakeRelay:
         asyncio.get_running_loop().add_reader(channel.fileno(), self._readable)
 
     def _readable(self) -> None:
-        packet, fds, _, _ = socket.recv_fds(self.channel, shipment.MAX_PACKET, shipment.MAX_BATCH)
+        packet, fds, _, _ = socket.recv_fds(self.channel, MAX_PACKET, shipment.MAX_BATCH)
         self.fds += fds
         self.packets += bool(packet)
         if not packet:

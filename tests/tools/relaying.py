@@ -12,6 +12,7 @@ from pysendmail.auth.signing import Sign
 from pysendmail.config import Config, RelaySettings
 from pysendmail.daemon.relay import Relay, World
 from pysendmail.deliver import shipment
+from pysendmail.deliver.packet import MAX_PACKET
 from pysendmail.deliver.shipment import Answer, Shipment
 from pysendmail.mail.envelope import Recipient
 from pysendmail.smtp.client import TIMEOUTS
@@ -65,7 +66,7 @@ class Relaying:
         await asyncio.sleep(0.01)  # transports are closed by callbacks
 
     def _readable(self) -> None:
-        packet = self.channel.recv(shipment.MAX_PACKET)
+        packet = self.channel.recv(MAX_PACKET)
         for answer in shipment.read_answers(packet) if packet else []:
             self._awaited.pop(answer.n).set_result(answer)
 

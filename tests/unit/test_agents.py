@@ -11,7 +11,7 @@ import pytest
 
 from pysendmail.daemon import agents
 from pysendmail.daemon.agents import Agents, Job
-from pysendmail.deliver import request
+from pysendmail.deliver.packet import MAX_PACKET, decode
 from pysendmail.deliver.request import Reply, Request
 from pysendmail.events import Events
 from pysendmail.mail.outcome import Outcome, deferred, delivered, failed
@@ -34,7 +34,7 @@ class Agent:
         found = []
         while True:
             try:
-                packet, fds, _, _ = socket.recv_fds(self.channel, request.MAX_PACKET, 1)
+                packet, fds, _, _ = socket.recv_fds(self.channel, MAX_PACKET, 1)
             except BlockingIOError:
                 return found
             if not packet:
@@ -101,7 +101,7 @@ class Desk:
         found = []
         while True:
             try:
-                found.append(request.decode(self.link.recv(request.MAX_PACKET)))
+                found.append(decode(self.link.recv(MAX_PACKET)))
             except BlockingIOError:
                 return found
 

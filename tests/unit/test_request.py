@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysendmail.deliver.agent import packet_of
-from pysendmail.deliver.request import MAX_PACKET, MAX_TARGETS, Reply, Request, decode, encode
+from pysendmail.deliver.packet import MAX_PACKET, decode, encode
+from pysendmail.deliver.request import MAX_TARGETS, Reply, Request, decode, encode
 from pysendmail.mail.outcome import Outcome, delivered, failed
 from pysendmail.mail.target import COMMAND, FORWARDED, MAILBOX, Target
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysendmail.deliver import shipment
+from pysendmail.deliver.packet import MAX_PACKET
 from pysendmail.deliver.shipment import Answer, Shipment
 from pysendmail.mail.envelope import NOTIFY, Recipient
 from pysendmail.mail.outcome import Outcome, deferred, delivered, failed
@@ -94,14 +95,14 @@ def test_many_long_answers_go_in_several_packets() -> None:
     answers = [Answer(n, outcomes, "mx.example [192.0.2.1]") for n in range(5)]
     packets = shipment.answer_packets(answers)
     assert len(packets) > 1
-    assert all(len(packet) <= shipment.MAX_PACKET for packet in packets)
+    assert all(len(packet) <= MAX_PACKET for packet in packets)
     assert [one.n for packet in packets for one in shipment.read_answers(packet)] == [0, 1, 2, 3, 4]
 
 
 def test_an_answer_too_long_for_any_packet_loses_words_and_no_recipient() -> None:
     outcomes = tuple(failed("5.1.1", f"{n} " + "\u00e4" * 390, "smtp; " + "\u4e00" * 390) for n in range(100))
     (packet,) = shipment.answer_packets([Answer(1, outcomes)])
-    assert len(packet) <= shipment.MAX_PACKET
+    assert len(packet) <= MAX_PACKET
     (answer,) = shipment.read_answers(packet)
     assert [one.status for one in answer.outcomes] == ["5.1.1"] * 100
 
@@ -117,4 +118,4 @@ def test_recipients_are_divided_into_what_fits(addresses: list[str], sizes: list
     assert [one for group in found for one in group] == recipients
     for group in found:
         sent = Shipment(1, "0WkDdmTe001000", 0, 1, "\u4e00" * 1000, group, "y.example")
-        assert len(shipment.shipments_packet([(sent, 1)])) <= shipment.MAX_PACKET
+        assert len(shipment.shipments_packet([(sent, 1)])) <= MAX_PACKET

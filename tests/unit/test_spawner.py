@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pysendmail.deliver import request, spawner
+from pysendmail.deliver import spawner
 from pysendmail.deliver.agent import Settings
-from pysendmail.deliver.request import decode, encode
+from pysendmail.deliver.packet import MAX_PACKET, decode, encode
 from pysendmail.deliver.spawner import Service, Spawner, wait_readable
 from pysendmail.mail.outcome import Outcome
 from pysendmail.users import LookupTrouble, User
@@ -57,7 +57,7 @@ class Runner:
 
     def hear(self) -> dict[str, Any]:
         """Its answer; a descriptor that comes with it is the last of `channels`."""
-        packet, fds, _, _ = socket.recv_fds(self.link, request.MAX_PACKET, 1)
+        packet, fds, _, _ = socket.recv_fds(self.link, MAX_PACKET, 1)
         self.channels += [socket.socket(fileno=fd) for fd in fds]
         return decode(packet)
 
