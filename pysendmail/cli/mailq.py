@@ -119,12 +119,13 @@ def selection(values: list[str]) -> tuple[dict[str, object], str]:
 
 
 class _Output:
-    """sendmail says how many there are before the first: unless `count` is known, the texts are kept until the end."""
+    """sendmail says how many there are before the first: unless `count` is known, the texts are kept until the end.
+    It may be more than what is shown to this user."""
 
     def __init__(self, queue: str, count: int | None, *, is_verbose: bool) -> None:
         self._queue, self._is_verbose = queue, is_verbose
         self._kept: list[str] | None = None if count else []
-        self._total = 0
+        self._count, self._total = count or 0, 0
         if count:
             self._head(count)
 
@@ -143,9 +144,9 @@ class _Output:
         if self._kept:
             self._head(self._total)
             put("".join(self._kept))
-        elif not self._total:
+        elif not self._total and not self._count:
             put(f"{self._queue} is empty\n")
-        put(f"\t\tTotal requests: {self._total}\n")
+        put(f"\t\tTotal requests: {max(self._total, self._count)}\n")
 
 
 def entry(item: Item, *, is_verbose: bool) -> Iterator[str]:

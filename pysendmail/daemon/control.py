@@ -227,7 +227,7 @@ class ControlProtocol(asyncio.Protocol):
     async def _list(self, asked: dict[str, Any], wanted: selection.Predicate) -> None:
         count = size = 0
         held: list[bytes] = []  # written together
-        if not asked and self._door.may_all(self._uid):
+        if not asked:  # how many there are is no secret: monitors run as ordinary users
             self._write({"begin": {"count": self._door.count}})
         async for line in self._matching(asked, wanted):
             held.append(line)

@@ -31,6 +31,7 @@ class Served:
         self.running = Running(paths)
         self.path = f"{paths.run}/control"
         self.uid = 0
+        self.begins: list[dict[str, Any]] = []
         self.door = ControlDoor(paths, self.running.config, self.running.runner, self.running.events)
         monkeypatch.setattr(control, "peer_uid", lambda _: self.uid)
 
@@ -72,7 +73,8 @@ class Served:
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
         lines = [json.loads(line) for line in data.split(b"\n")[:-1]]
-        return [line for line in lines if "begin" not in line]  # how many there will be, for whoever shows that first
+        self.begins = [line["begin"] for line in lines if "begin" in line]  # how many there are, shown first
+        return [line for line in lines if "begin" not in line]
 
     def one(self, verb: str, **more: Any) -> list[dict[str, Any]]:
         answer, = self.ask({"do": verb, **more})
@@ -131,6 +133,9 @@ def test_others_see_their_own_mail_only(served: Served) -> None:
     found = served.waiting("bob")
     served.uid = SOMEBODY
     assert served.one("list") == [{"end": {"count": 0}}]
+    assert served.begins == [{"count": 1}]  # for monitors
+    assert served.one("list", filter={"recipient": "bob"}) == [{"end": {"count": 0}}]
+    assert served.begins == []  # of whose mail there is some is nobody's business
     assert served.one("show", id=found)[0]["code"] == 64
     served.uid = os.geteuid() or 0
     assert ids(served.one("list")) == [found]

@@ -320,6 +320,16 @@ def test_with_the_daemon_down_whoever_owns_the_spool_reads_it(paths: Paths, out:
     assert out(paths, "-qRnobody")[1] == "/var/spool/pysendmail/queue is empty\n\t\tTotal requests: 0\n"
 
 
+@pytest.mark.parametrize("shown", [(), ("0WkDdmTe001001",)], ids=["nothing of one's own", "one of one's own"])
+def test_a_monitor_counts_what_it_may_not_see(paths: Paths, out: Any, shown: tuple[str, ...]) -> None:
+    with Control(paths, b'{"begin": {"count": 3}}\n' + listing(*map(item, shown))):
+        code, printed, _ = out(paths)
+    assert code == 0
+    assert check_mailq(printed) == 3
+    assert printed.startswith("\t\t/var/spool/pysendmail/queue (3 requests)\n")
+    assert printed.count("<alice@") == len(shown)
+
+
 def test_an_empty_spool_is_an_empty_queue(paths: Paths, out: Any) -> None:
     assert out(paths) == (0, "/var/spool/pysendmail/queue is empty\n\t\tTotal requests: 0\n", "")
 
