@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pysendmail.deliver.agent import packet_of
 from pysendmail.deliver.packet import MAX_PACKET, decode, encode
-from pysendmail.deliver.request import MAX_TARGETS, Reply, Request, decode, encode
+from pysendmail.deliver.request import MAX_TARGETS, Reply, Request
 from pysendmail.mail.outcome import Outcome, delivered, failed
 from pysendmail.mail.target import COMMAND, FORWARDED, MAILBOX, Target
 
