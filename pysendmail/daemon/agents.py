@@ -47,6 +47,7 @@ TICK = 1.0  # seconds between looks at idle and stuck lanes
 Done = Callable[[Reply], None]
 OpenFile = Callable[[], int]
 
+DROPPED = deferred("4.3.0", "not tried, the daemon is ending")
 BUSY = deferred("4.2.0", "mailbox is busy")
 GONE = deferred("4.3.0", "delivery agent ended without an answer")
 SLOW = deferred("4.3.0", "delivery agent did not answer in time")
@@ -130,8 +131,23 @@ class Agents:
             self._queues[lane.is_slow][lane.name] = lane
             self._place()
 
+    def drop(self) -> None:
+        """Forget what no agent has been given: it has not been tried."""
+        for lane in list(self._lanes.values()):
+            waiting, lane.waiting = lane.waiting, deque()
+            for job in waiting:
+                job.done(Reply(job.request.n, DROPPED))
+
+    def leave(self) -> list[Lane]:
+        """The lanes with deliveries that agents have. What becomes of them is not our business any more."""
+        left = [lane for lane in self._lanes.values() if lane.sent]
+        for lane in left:
+            self._forget(lane)
+        return left
+
     def close(self) -> None:
         """Give everything back as unanswered and end the agents."""
+        self.drop()
         for lane in list(self._lanes.values()):
             self._end(lane, GONE)
 
@@ -259,18 +275,22 @@ class Agents:
 
     def _end(self, lane: Lane, outcome: Outcome) -> None:
         """Close a lane's agent and answer for what it has not answered."""
+        self._forget(lane)
         if lane.channel is not None:
-            self._loop.remove_reader(lane.channel.fileno())
             lane.channel.close()
             lane.channel = None
+        lost, lane.sent, lane.waiting = [*lane.sent.values(), *lane.waiting], {}, deque()
+        for job in lost:
+            job.done(Reply(job.request.n, outcome))
+
+    def _forget(self, lane: Lane) -> None:
+        if lane.channel is not None:
+            self._loop.remove_reader(lane.channel.fileno())
         self._asked.pop(lane.asked, None)
         lane.asked = 0
         if self._lanes.get(lane.name) is lane:
             for known in (self._lanes, self._placed, *self._queues):
                 known.pop(lane.name, None)
-        lost, lane.sent, lane.waiting = [*lane.sent.values(), *lane.waiting], {}, deque()
-        for job in lost:
-            job.done(Reply(job.request.n, outcome))
 
     # ---- looking after it
 

@@ -8,6 +8,7 @@ another one NOTICE_EVERY seconds later about those that have come since. A notic
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
@@ -17,13 +18,14 @@ from ..mail import trace
 from ..mail.completion import message_id
 from ..mail.envelope import Envelope, Origin, Recipient, raw
 from ..mail.outcome import one_line
-from ..spool import queue_id
+from ..spool import durable, queue_id
 from ..spool.queue import Entry, Message, Queue
 
 GATHER = 60.0  # seconds
 NOTICE_EVERY = 3600.0  # seconds
 MAX_LISTED = 20  # files named in a notice
 WRITER = 3  # of the ids of notices; the listeners have other ones
+TOLD = ",told"
 MARK = "z"  # the first letter of their ids
 
 
@@ -46,7 +48,7 @@ class Aside:
         try:
             self._queue.set_aside(entry)
             if entry.id.startswith(MARK):
-                self._queue.mark_told(entry.name)
+                self._mark_told(entry.name)
                 return
         except OSError as trouble:
             self._events.trouble(f"{entry.id}: cannot move it: {trouble.strerror}")
@@ -64,7 +66,7 @@ class Aside:
     def _tell(self) -> None:
         self._is_due = False
         try:
-            names = self._queue.untold()
+            names = sorted(name for name in os.listdir(self._queue.bad) if not name.endswith(TOLD))
             if not names:
                 return
             notice = self._commit(names)
@@ -78,9 +80,12 @@ class Aside:
         self._accept(notice)
         for name in names:
             try:
-                self._queue.mark_told(name)
+                self._mark_told(name)
             except OSError as trouble:
                 self._events.trouble(f"queue/bad/{name}: the next start tells of it again: {trouble.strerror}")
+
+    def _mark_told(self, name: str) -> None:
+        durable.rename(f"{self._queue.bad}/{name}", f"{self._queue.bad}/{name}{TOLD}")
 
     def _commit(self, names: list[str]) -> Message:
         found = self._new_id()

@@ -29,7 +29,7 @@ from ..spool import queue_id
 from ..spool.queue import Queue, prepare
 from ..spool.queue_file import needs_directory_sync
 from ..users import Users
-from . import agents, doors
+from . import agents, doors, vigil
 from .adoption import Adoption
 from .control import ControlDoor
 from .intake import Intake
@@ -125,7 +125,10 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
     reason = await stop
     for server in servers:
         server.close()
+    local.drop()
     await runner.stop(STOP_WITHIN)
+    vigil.begin(runner.active, local.leave(), queue, runner.passes, events,
+                config.limits.program_time + agents.COMMAND_GRACE)
     local.close()
     relays.close()
     scanning.close()

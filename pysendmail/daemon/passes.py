@@ -79,6 +79,7 @@ class Passes:
         self._settle = settle
         self._crashed = crashed
         self._number = 0
+        self.is_over = False  # outcomes are taken, and nothing follows from them (vigil.py)
         self._pace = schedule.Pace(config.limits.bounces_per_minute)
 
     def begin(self, p: Pass) -> None:
@@ -180,8 +181,16 @@ class Passes:
                 self._events.noted(p.message.id, note)
             if not reply.is_answer:
                 return
+            if self.is_over:
+                if reply.outcome is not None and not reply.targets:  # a .forward that was read is read again
+                    self.take_outcome(p, number, reply.outcome)
+                return
             if reply.targets:
                 self._forward(p, number, reply)
+            elif reply.outcome is agents.DROPPED:  # we are ending: it stays as it is, and the next start finds it so
+                p.is_busy = True
+                p.awaited.discard(number)
+                return
             elif reply.outcome is agents.BUSY:
                 p.is_busy = True
             elif reply.outcome is not None:

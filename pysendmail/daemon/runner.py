@@ -15,6 +15,7 @@ from ..config import Config
 from ..events import Events
 from ..mail.target import RELAY
 from ..route.expand import Expander
+from ..spool.claims import InWork
 from ..spool.journal import Event
 from ..spool.queue import Broken, Entry, Message, Queue, entry_of
 from . import agents, schedule
@@ -37,6 +38,7 @@ SLICE = 40  # messages taken in before answers are looked at again
 SCAN_EVERY = 10.0  # seconds between scans of the drop: the guarantee; datagrams only make it faster
 WARM_EVERY, WARM_AT_ONCE = 0.02, 20  # seconds; messages whose files are opened for the catalogue
 SETTLE_AGAIN = 10.0  # seconds before a pass whose settling failed (disk full) is settled again
+IN_WORK_AGAIN = 5.0  # seconds between looks at a message that an earlier runner still has out
 MAX_CRASHES = 3  # times that our own code may fail on one message before it goes to bad/
 AT_ONCE = 0.02  # seconds, while answers are awaited at the end
 
@@ -57,9 +59,9 @@ class Runner:
         self._clock = clock
         self._outgoing = outgoing
         self.relays = relays
-        self._passes = Passes(loop, config, queue, expander, local, outgoing, events, clock, self.settle,
-                              self.crashed)
-        self._screening = Screening(scanning, self._passes, clock, self)
+        self.passes = Passes(loop, config, queue, expander, local, outgoing, events, clock, self.settle,
+                             self.crashed)
+        self._screening = Screening(scanning, self.passes, clock, self)
         self._settlement = Settlement(config, queue, reports, events, clock, chance, self)
         self._aside = Aside(loop, config, queue, events, clock, reports.postmaster, self.has, self.accept)
         self.active: dict[str, Pass] = {}
@@ -116,7 +118,7 @@ class Runner:
             await asyncio.sleep(AT_ONCE)
         for p in list(self.active.values()):
             try:
-                self._passes.flush(p)
+                self.passes.flush(p)
             except OSError as trouble:
                 self.events.trouble(f"{p.message.id}: {trouble.strerror}")
 
@@ -214,6 +216,8 @@ class Runner:
             self._set_aside(entry, str(problem))
         except FileNotFoundError:
             self.waiting.remove(entry.id)
+        except InWork:
+            self.waiting.put(entry, self._clock() + IN_WORK_AGAIN)
         except OSError as trouble:
             self.events.trouble(f"{entry.id}: cannot read the queue file: {trouble.strerror}")
             self.waiting.put(entry, self._clock() + self._settings.retry_first)
@@ -229,8 +233,7 @@ class Runner:
         self.start(message)
 
     def _put_off(self, message: Message) -> bool:
-        """Queue a message that is to be tried by the next queue run: its submitter wants that (-odq), or the load is
-        high; False = it cannot be."""
+        """Queue it for the next queue run: its submitter (-odq) or the load wants that. False = it cannot be."""
         due = self._clock() + self._settings.retry_first
         try:
             self.queue.secure(message)
@@ -310,8 +313,7 @@ class Runner:
         return queue_id in self.active or queue_id in self.waiting
 
     def is_known(self, queue_id: str) -> bool:
-        """Whether a report is in the queue, whole, or has been since the start. A crash may have left a torn one there,
-        which does not count. Raises OSError."""
+        """Whether a report is in the queue, whole, or has been since the start; a torn one is none. Raises OSError."""
         entry = self.waiting.entries.get(queue_id)
         if entry is None:
             return queue_id in self.active or queue_id in self._found
@@ -329,7 +331,7 @@ class Runner:
         if p.is_over:
             return
         try:
-            self._settlement.settle(p, self._passes)
+            self._settlement.settle(p, self.passes)
         except OSError as trouble:
             self.events.trouble(f"{p.message.id}: cannot settle: {trouble.strerror}")
             if p.message.is_given_up and self._intake is not None:

@@ -36,13 +36,12 @@ from sys import intern
 from ..mail.envelope import Envelope
 from ..mail.outcome import Outcome, failed
 from ..paths import Paths
-from . import durable, journal, queue_id
+from . import claims, durable, journal, queue_id
 from .queue_file import read_envelope, write_message
 from .record import Damaged
 
 PLACES = ("new", "cur", "hold")
 DIRECTORIES = ("tmp", "new", "cur", "hold", "bad", "journal")
-TOLD = ",told"
 MAX_JOURNAL = 64 * 1024 * 1024  # bytes: more is damage
 FULL_JOURNAL = 16 * 1024 * 1024  # bytes: beyond this deferrals are left out, which only repeat what is in it already
 
@@ -216,7 +215,10 @@ class Queue:
         return next((entry for entry in self.entries() if entry.id == wanted), None)
 
     def load(self, entry: Entry) -> Message:
-        """Read and check a whole message and its journal. Raises Broken (for bad/) or OSError (try again)."""
+        """Read and check a whole message and its journal. Raises Broken (for bad/), InWork or another OSError (try
+        again)."""
+        if claims.exists(f"{self._journals}/{entry.id}"):
+            raise claims.InWork(errno.EAGAIN, "an earlier runner still waits for what becomes of it")
         try:
             fd = self.open_entry(entry)
         except OSError as problem:
@@ -251,6 +253,10 @@ class Queue:
             raise Broken(str(problem)) from problem
         message.is_journalled = True
         message.is_torn = message.sound < len(data)
+
+    def claim(self, message: Message) -> int:
+        """Keep other runners from working on a message, until the descriptor is closed (claims.py). Raises OSError."""
+        return claims.make(f"{self._journals}/{message.id}")
 
     def open(self, message: Message) -> int:
         """A new descriptor of its file, read-only: readers use explicit offsets."""
@@ -330,14 +336,6 @@ class Queue:
         """Into bad/, for people to look at. The journal stays where it is."""
         self._move(entry, "bad", entry.name)
 
-    def untold(self) -> list[str]:
-        """Names in bad/ of which the postmaster has not been told. Raises OSError."""
-        return sorted(name for name in os.listdir(self.bad) if not name.endswith(TOLD))
-
-    def mark_told(self, name: str) -> None:
-        """Raises OSError."""
-        durable.rename(f"{self.bad}/{name}", f"{self.bad}/{name}{TOLD}")
-
     # ---- at start
 
     def taken_ids(self) -> set[str]:
@@ -373,6 +371,8 @@ class Queue:
             self.load(entry)
         except Broken:
             return False
+        except claims.InWork:
+            pass
         return True
 
     def _bury(self, name: str) -> None:

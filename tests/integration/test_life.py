@@ -1,5 +1,6 @@
 """The daemon's life: killed, stopped, reloaded, started twice, watched. Whatever happens to it, no mail is lost."""
 
+import fcntl
 import os
 import re
 import resource
@@ -17,11 +18,12 @@ from pysendmail.config import load
 from pysendmail.daemon import main
 from tests.tools import elsewhere, processes
 from tests.tools.foreign import children_of
-from tests.tools.host import CODE, RUNNER, STARTED, Host, Table
+from tests.tools.host import CODE, QUICK, RUNNER, STARTED, Host, Table
 from tests.tools.watch import WITHIN, NotifySocket, Watch, wait_for_end
 
 MakeHost = Callable[..., Host]
 EX_TEMPFAIL, EX_CONFIG = 75, 78
+SOON = "[queue]\nretry_first = 1\nretry_max = 1\n"
 
 
 @pytest.fixture
@@ -204,6 +206,47 @@ def test_reload_takes_new_settings(host: Host) -> None:
     assert host.copies("bob", mail) == 0
     assert len(os.listdir(f"{host.users['bob'].home}/Maildir/new")) == 1
     assert not host.log.find("SYSERR"), "an orderly end is no trouble"
+
+
+@pytest.mark.parametrize(("code", "outcome", "runs"), [(0, "stat=Sent", 1), (70, "stat=", 1), (75, "stat=Deferred", 2)])
+def test_command_that_runs_longer_than_a_reload_takes_is_waited_for(
+        make_host: MakeHost, code: int, outcome: str, runs: int) -> None:
+    """It is not run a second time, unless it says so itself; meanwhile the next runner delivers everything else."""
+    host = make_host(settings=SOON, constants=QUICK | {
+        "pysendmail.daemon.main.STOP_WITHIN": 0.2, "pysendmail.daemon.runner.IN_WORK_AGAIN": 0.5})
+    home = host.users["dave"].home
+    host.forward("dave", f'"|echo >> {home}/runs; while [ ! -e {home}/go ]; do sleep 0.1; done; '
+                         f'[ -e {home}/ran ] || {{ touch {home}/ran; exit {code}; }}"\n')
+    host.start()
+    mail = host.send("dave", "bob")
+    host.wait_for_file(f"{home}/runs")
+    host.reload()
+    host.reload()
+    other = host.send("bob")
+    host.outcome(other, "bob")
+    host.write_home("dave", "go", "")
+    assert outcome in host.outcome(mail, "dave")
+    host.wait_empty()
+    assert Path(f"{home}/runs").read_text() == "\n" * runs
+    assert (host.copies("bob", mail), len(host.reports("alice", mail))) == (1, 1 if code == 70 else 0)
+    assert not host.log.find("SYSERR")
+
+
+def test_vigil_ends_with_the_daemon(make_host: MakeHost) -> None:
+    host = make_host(constants={"pysendmail.daemon.main.STOP_WITHIN": 0.2})
+    home = host.users["dave"].home
+    host.forward("dave", f'"|touch {home}/runs; while [ ! -e {home}/go ]; do sleep 0.1; done"\n')
+    host.start()
+    found = host.queue_id(host.send("dave"))
+    host.wait_for_file(f"{home}/runs")
+    host.reload()
+    with open(f"{host.paths.journal}/{found}") as journal:
+        print(host.log.lines())
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        host.stop()
+        fcntl.flock(journal, fcntl.LOCK_SH)  # waits for its end
+    host.write_home("dave", "go", "")
 
 
 def test_reload_with_broken_settings_changes_nothing(host: Host) -> None:

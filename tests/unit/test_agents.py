@@ -480,13 +480,27 @@ def test_notes_keep_no_agent_alive(desk: Desk) -> None:
     assert desk.outcomes == {n: agents.SLOW}
 
 
+def test_what_no_agent_has_been_given_is_dropped_and_what_one_has_is_left(desk: Desk) -> None:
+    given = desk.deliver("alice", is_slow=True)
+    agent, = desk.grant()
+    waiting = [desk.deliver("bob"), *(desk.deliver("alice", is_slow=True) for _ in range(3))]
+    desk.agents.drop()
+    assert desk.outcomes == dict.fromkeys(waiting, agents.DROPPED)
+    lane, = desk.agents.leave()
+    assert (list(lane.sent), [asked.n for asked in agent.requests()]) == ([given], [given])
+    desk.agents.close()
+    assert given not in desk.outcomes, "somebody else waits for it"
+    assert lane.channel is not None
+    lane.channel.close()
+
+
 def test_close_answers_for_everything(desk: Desk) -> None:
     numbers = [desk.deliver(user) for user in "abcdef"]
     desk.grant()
     desk.agents.close()
     desk.loop.run()
     assert desk.outcomes.keys() == set(numbers)
-    assert all(outcome == agents.GONE for outcome in desk.outcomes.values())
+    assert set(desk.outcomes.values()) == {agents.GONE, agents.DROPPED}
     assert all(agent.is_ended for agent in desk.serving)
 
 

@@ -11,7 +11,10 @@ import pytest
 
 from pysendmail.config import LimitSettings
 from pysendmail.daemon import runner as runner_module
+from pysendmail.daemon.agents import DROPPED
+from pysendmail.daemon.runner import IN_WORK_AGAIN
 from pysendmail.daemon.settle import BUSY_AGAIN
+from pysendmail.deliver.request import Reply
 from pysendmail.mail.outcome import deferred, failed
 from pysendmail.mail.target import FORWARDED, Target
 from pysendmail.paths import Paths
@@ -195,6 +198,34 @@ def test_who_is_busy_for_long_is_asked_less_often(running: Running) -> None:
             one.busy()
         running.loop.advance(1)
     assert 10 < asked < 100
+
+
+# ---- the end of a runner
+
+
+def test_what_was_dropped_at_the_end_has_not_been_tried(running: Running) -> None:
+    found = running.submit("bob", "carol")
+    first, second = running.deliveries()
+    first.job.done(Reply(first.job.request.n, DROPPED))
+    second.answer(SENT)
+    running.restart()
+    running.loop.advance(BUSY_AGAIN + 1)
+    again = only(running)
+    assert (again.user, running.runner.active[found].message.state.attempts) == ("bob", 0)
+
+
+def test_message_that_an_earlier_runner_waits_for_is_left_alone(running: Running) -> None:
+    found = running.submit("bob", "carol")
+    running.deliveries()[0].answer(SENT)
+    running.loop.advance(1)
+    message = running.runner.active[found].message
+    held = running.queue.claim(message)
+    running.restart()
+    running.loop.advance(60)
+    assert (running.deliveries(), running.places()) == ([], {found: "new"})
+    os.close(held)
+    running.loop.advance(IN_WORK_AGAIN + 1)
+    assert only(running).user == "carol"
 
 
 # ---- a host that has too much to do

@@ -1,0 +1,118 @@
+"""What a runner leaves behind when it is replaced while deliveries are out: a small process that waits for them.
+
+A command may run for a quarter of an hour, and a reload must neither wait for it nor run it a second time. So the
+runner, before it ends, forks a child that inherits the channels of those agents, and a lock on the journal of each
+message that they have. The next runner finds the lock and leaves the message alone (spool/claims.py). Each outcome goes
+into the journal, synced; with the last one of a message its lock goes, and the next runner settles it. The child
+orders nothing, renames nothing and reports nothing. If it dies, its locks go with it, and what it waited for is tried
+again, as after any crash.
+
+It is forked from a process with an event loop, of which it keeps nothing: every other descriptor is closed first, no
+handler of the loop is left, and it ends with os._exit; or with the supervisor, or when the longest command must have
+come back.
+"""
+
+import os
+import signal
+import time
+
+from ..deliver import identity, request, spawner
+from ..deliver.request import Reply
+from ..events import Events
+from ..spool.queue import Queue
+from .agents import Lane
+from .passes import Pass, Passes
+
+AGAIN = 10.0  # seconds before a journal that could not be written (disk full) is written again
+
+
+def begin(active: dict[str, Pass], lanes: list[Lane], queue: Queue, passes: Passes, events: Events,
+          within: float) -> None:
+    """Fork, if there is anything to wait for. lanes: with deliveries that agents have. within: seconds, at most."""
+    vigil = Vigil(passes, events, lanes)
+    for queue_id in vigil.out():
+        try:
+            passes.flush(active[queue_id], sync=True)
+            vigil.claims[queue_id] = active[queue_id], queue.claim(active[queue_id].message)
+        except (KeyError, OSError) as trouble:
+            events.trouble(f"{queue_id}: it is out and not waited for: {trouble}")
+    if not vigil.claims:
+        return
+    try:
+        supervisor = os.pidfd_open(os.getppid())
+        pid = identity.fork()
+    except OSError as trouble:
+        events.trouble(f"nobody waits for {len(vigil.claims)} messages that are out: {trouble.strerror}")
+        return
+
+    if pid != 0:
+        return
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        passes.is_over = True
+        last = 3  # never 0: closerange(0, 0) closes everything
+        kept = sorted({supervisor, *(fd for _, fd in vigil.claims.values()), *vigil.lanes})
+        for fd in kept:
+            os.closerange(last, fd)
+            last = fd + 1
+        os.closerange(last, os.sysconf("SC_OPEN_MAX"))
+        vigil.keep(supervisor, within)
+    except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
+        events.trouble(f"vigil: {type(problem).__name__}: {problem}")
+    finally:
+        os._exit(0)
+
+
+class Vigil:
+    """lanes: by the descriptor of their agent. claims: the messages that are out, each with its lock."""
+
+    def __init__(self, passes: Passes, events: Events, lanes: list[Lane]) -> None:
+        self._passes, self._events = passes, events
+        self.lanes = {lane.channel.fileno(): lane for lane in lanes if lane.channel is not None}
+        self.claims: dict[str, tuple[Pass, int]] = {}
+
+    def out(self) -> set[str]:
+        """The messages that agents have."""
+        return {job.request.queue_id for lane in self.lanes.values() for job in lane.sent.values()}
+
+    def keep(self, supervisor: int, within: float) -> None:
+        """Wait until everything has come back, the process `supervisor` ends, or the time is over."""
+        end = time.monotonic() + within
+        while self.claims and (left := end - time.monotonic()) > 0:
+            for fd in spawner.wait_readable([supervisor, *self.lanes], min(left, AGAIN)):
+                if fd == supervisor:
+                    return
+                if not self._answered(self.lanes[fd]):
+                    del self.lanes[fd]
+            for queue_id in self.claims.keys() - self.out():
+                self._write_down(queue_id)
+
+    def _answered(self, lane: Lane) -> bool:
+        """One packet of an agent. False: it has answered everything, or is gone, and the rest is as after a crash."""
+        assert lane.channel is not None
+        try:
+            reply = Reply.from_packet(lane.channel.recv(request.MAX_PACKET))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        job = lane.sent.pop(reply.n, None) if reply.is_answer else lane.sent.get(reply.n)
+        if job is not None:
+            job.done(reply)
+            try:
+                self._passes.flush(self.claims[job.request.queue_id][0], sync=True)
+            except OSError:
+                pass  # again when the last one is back
+        return bool(lane.sent)
+
+    def _write_down(self, queue_id: str) -> None:
+        """All outcomes of a message are there: into the journal with them, then others may have it."""
+        p, fd = self.claims[queue_id]
+        try:
+            self._passes.flush(p, sync=True)
+        except OSError as trouble:
+            self._events.trouble(f"{queue_id}: cannot write the journal, tried again: {trouble.strerror}")
+            return
+        os.close(fd)
+        del self.claims[queue_id]

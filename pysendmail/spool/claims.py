@@ -1,0 +1,36 @@
+"""A claim on a message: no other runner works on it as long as some process has the claim's descriptor open.
+
+It is the journal that is locked, not the message: agents, which belong to users, get descriptors of that. See
+daemon/vigil.py.
+"""
+
+import os
+
+from . import durable
+
+
+class InWork(OSError):
+    """A runner that was replaced still waits for an outcome of this message."""
+
+
+def make(journal: str) -> int:
+    """The descriptor of a claim. Raises OSError."""
+    fd = os.open(journal, durable.READ)
+    try:
+        durable.lock(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def exists(journal: str) -> bool:
+    """Raises OSError."""
+    try:
+        fd = os.open(journal, durable.READ)
+    except FileNotFoundError:
+        return False
+    try:
+        return not durable.is_committed(fd)  # that is: whether it is locked
+    finally:
+        os.close(fd)
