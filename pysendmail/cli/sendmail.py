@@ -82,7 +82,15 @@ def _become(given: options.Given, paths: Paths) -> None:
     """Another program of ours, which gets the standard input untouched. Ends the process."""
     sys.path.append(LIBRARIES)
     program = __import__("pysendmail.cli." + given.program, fromlist=["main"])
-    raise SystemExit(program.main(given.arguments(), paths))
+    for stream, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, stream) is None:  # it was closed, and is /dev/null now
+            setattr(sys, stream, open(fd, mode, closefd=False))  # noqa: SIM115  (as long as the process)
+    try:
+        code = program.main(given.arguments(), paths)
+        sys.stdout.flush()
+    except OSError as trouble:  # nearly always: no room for what is printed, or nobody reads it
+        raise Refused(EX_IOERR, f"{given.program}: {trouble}")
+    raise SystemExit(code)
 
 
 # -- submitting -------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """A user's .forward: which file it is, whether it may be believed, and what it says.
 
 Searched in this order: ~/.forward+DETAIL, ~/.forward.HOST, ~/.forward. A missing one leads to the next. One that others
-could have written is passed over with a note for the log, as sendmail does, and mail goes on to the next, in the end to
-the mailbox. One that cannot be read (permission, an I/O error, a home that is not there *now*) defers: it may say that
-this mail is not to stay here. A user without a home directory, or with "/", has no .forward; an empty one is none.
+could have written, or that the user himself may not read, is passed over with a note for the log, as sendmail does, and
+mail goes on to the next, in the end to the mailbox. One that cannot be read now (an I/O error, a home on a server that
+does not answer) defers: it may say that this mail is not to stay here. A user without a home directory, or with "/",
+has no .forward; an empty one is none.
 
-Believed is a regular file of the user's or root's, writable by nobody else, in a directory of which the same is true.
+Believed is a regular file of the user's or root's, writable by nobody else, in a directory of which the same is true,
+but that the user's own group may write it: on Debian nobody else is in it.
 The file may be a symbolic link if the user or root made it and the same holds where it leads. A home with its sticky
 bit set by its owner means "I am changing this, hold my mail" (qmail). A line that cannot be understood counts as the
 user's own mailbox: what it wanted is not known, and a copy there loses nothing.
@@ -80,6 +82,8 @@ def read(user: User, detail: str, hostname: str, size: int = MAX_SIZE, entries: 
         home = os.open(user.home, _DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         return Forward(NONE)
+    except PermissionError as problem:
+        return Forward(IGNORED, notes=(f"cannot reach the home directory {user.home}: {problem.strerror}",))
     except OSError as problem:
         return Forward(DEFERRED, outcome=trouble.from_error(problem, "cannot reach the home directory", user.home))
     reading = _Reading(user, size, entries)
@@ -182,6 +186,9 @@ class _Reading:
             except _Unsafe as why:
                 self.notes.append(f"{self.path} ignored: {why}")
                 continue
+            except PermissionError as problem:
+                self.notes.append(f"{self.path} ignored: {problem.strerror}")
+                continue
             except OSError as problem:
                 if problem.errno == errno.ENAMETOOLONG:
                     continue
@@ -193,7 +200,7 @@ class _Reading:
     def _read(self, home: int, name: str) -> bytes:
         """Raises _Unsafe, _Later and OSError."""
         seen = os.stat(name, dir_fd=home, follow_symlinks=False)
-        wrong = _who_else(os.fstat(home), self.user.uid)
+        wrong = _who_else(os.fstat(home), self.user.uid, self.user.gid)
         if wrong:
             raise _Unsafe(f"home directory {wrong}")
         if stat.S_ISLNK(seen.st_mode):
@@ -216,7 +223,7 @@ class _Reading:
         place, name = os.path.split(path)
         directory = os.open(place or "/", _DIRECTORY)
         try:
-            wrong = _who_else(os.fstat(directory), self.user.uid)
+            wrong = _who_else(os.fstat(directory), self.user.uid, self.user.gid)
             if wrong:
                 raise _Unsafe(f"directory {place} {wrong}")
             return os.open(name, _READ, dir_fd=directory)
@@ -300,12 +307,12 @@ class _Reading:
         return Value(values.LOCAL, os.fsencode(self.user.name))
 
 
-def _who_else(seen: os.stat_result, uid: int) -> str:
-    """Who but this user and root could have changed this file or directory, in words; "" = nobody."""
+def _who_else(seen: os.stat_result, uid: int, group: int = -1) -> str:
+    """Who but this user, this group and root could have changed this file or directory, in words; "" = nobody."""
     if seen.st_uid not in (uid, 0):
         return f"belongs to uid {seen.st_uid}"
     if seen.st_mode & stat.S_IWOTH:
         return "can be written by everybody"
-    if seen.st_mode & stat.S_IWGRP:
+    if seen.st_mode & stat.S_IWGRP and seen.st_gid != group:
         return f"can be written by group {seen.st_gid}"
     return ""

@@ -22,7 +22,7 @@ MAX_LINES = 10_000  # of the header, folded lines each counted: a To with a line
 MAX_FROM_LINE = 1000  # bytes
 
 _NAME = bytes(c for c in range(33, 127) if c != 58)
-_TO = frozenset((b"to", b"cc", b"bcc"))
+_TO = frozenset((b"to", b"cc", b"bcc", b"apparently-to"))
 _RESENT_TO = frozenset((b"resent-to", b"resent-cc", b"resent-bcc"))
 _TRACE = frozenset((b"received", b"return-path", b"delivered-to"))
 
@@ -91,8 +91,9 @@ def from_lines_end(data: bytes) -> int:
 
 
 def recipients(data: bytes, fields: list[Field]) -> list[bytes]:
-    """Whom the message names as its recipients (sendmail -t): To, Cc, Bcc; or, as soon as there is one Resent- field,
-    the Resent- ones of the newest block. Raises AddressError. RFC 5322 3.6.6; sendmail and Postfix take every block.
+    """Whom the message names as its recipients (sendmail -t): To, Cc, Bcc, and Apparently-To, an old one that sendmail
+    still knows; or, as soon as there is one Resent- field, the Resent- ones of the newest block. Raises AddressError.
+    RFC 5322 3.6.6; sendmail and Postfix take every block.
     """
     if any(name.startswith(b"resent-") for name, _, _ in fields):
         chosen = [field for field in newest_resent(fields) if field[0] in _RESENT_TO]

@@ -196,15 +196,26 @@ def test_the_mode_of_the_file(home: Path, mode: int, why: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "why"), [
-    (0o777, "home directory can be written by everybody"), (0o775, "home directory can be written by group"),
-    (0o2770, "home directory can be written by group"), (0o755, ""), (0o700, ""), (0o711, ""), (0o2755, ""),
+    (0o777, "home directory can be written by everybody"), (0o775, ""), (0o2770, ""),
+    (0o755, ""), (0o700, ""), (0o711, ""), (0o2755, ""),
 ])
 def test_the_mode_of_the_home(home: Path, mode: int, why: str) -> None:
+    """The group may write: it is the user's own, see the next test (sendmail and Postfix on Debian do the same)."""
     put(home, "carol\n")
     home.chmod(mode)
     found = read(home)
     assert found.verdict == (IGNORED if why else TARGETS)
     assert why in "".join(found.notes)
+
+
+@pytest.mark.root
+def test_a_home_that_another_group_can_write_is_not_believed(home: Path) -> None:
+    put(home, "carol\n")
+    home.chmod(0o775)
+    os.chown(home, UID, elsewhere.SOMEBODY_ELSE)
+    found = read(home)
+    assert found.verdict == IGNORED
+    assert "home directory can be written by group" in "".join(found.notes)
 
 
 def test_an_open_home_without_a_forward_is_nobodys_business(home: Path) -> None:
@@ -291,7 +302,6 @@ def test_a_link_to_a_file_of_ones_own_is_obeyed(home: Path) -> None:
     (lambda d: (d / "forward").chmod(0o666), "file can be written by everybody"),
     (lambda d: d.chmod(0o777), "can be written by everybody"),
     (lambda d: d.chmod(0o1777), "can be written by everybody"),
-    (lambda d: d.chmod(0o775), "can be written by group"),
 ])
 def test_a_link_to_where_others_could_write_is_not(home: Path, change: Callable[[Path], None], why: str) -> None:
     (home / "dotfiles").mkdir()
@@ -364,7 +374,8 @@ def test_its_bounds_are_settings(home: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("closed", ["file", "home", "above", "link target"])
-def test_what_may_not_be_read_defers(public_home: Path, closed: str) -> None:
+def test_what_the_user_may_not_read_is_passed_over(public_home: Path, closed: str) -> None:
+    """It is closed for himself: sendmail and Postfix deliver to the mailbox, and waiting would end in a bounce."""
     path = put(public_home, "carol\n")
     if closed == "link target":
         path.rename(public_home / "real")
@@ -374,10 +385,8 @@ def test_what_may_not_be_read_defers(public_home: Path, closed: str) -> None:
     {"file": path, "home": public_home, "above": public_home.parent, "link target": path}[closed].chmod(0)
     os.chown(path if closed in ("file", "link target") else public_home, 0, 0)
     found = elsewhere.run(lambda: read(public_home), uid=UID)
-    assert found.verdict == DEFERRED
-    assert found.outcome
-    assert found.outcome.is_deferred
-    assert "Permission denied" in found.outcome.reason
+    assert found.verdict == IGNORED
+    assert "Permission denied" in found.notes[0]
 
 
 @pytest.mark.root

@@ -89,7 +89,8 @@ def test_field_name(line: bytes, name: bytes) -> None:
     (b"to: a\nTO: b\nTo : c\n\nTo: body\n", [b"a", b"b", b"c"]),
     (b"To: Al <a>,\n \"B, Ob\" <b>\n\tc (x)\n\n", [b"a", b"b"]),  # the last word is no address of its own
     (b"To: undisclosed-recipients:;\nBcc: a\n\n", [b"a"]),
-    (b"To:\nCc: <>\nFrom: a\nReply-To: b\nApparently-To: c\nX-To: d\n\n", []),
+    (b"To:\nCc: <>\nFrom: a\nReply-To: b\nX-To: d\n\n", []),
+    (b"Apparently-To: a\nSubject: x\n\n", [b"a"]),
     (b"To: a\0lice\n\n", [b"alice"]),
     (b"To: a@example.org \nSubject: x\n\n", [b"a@example.org"]),  # logwatch leaves a blank
     (b"", []),

@@ -478,6 +478,19 @@ def test_other_modes_are_other_programs(paths: Paths, name: str, words: list[byt
     assert (done.code, done.out) == (42, b"input"), "it gets the standard input whole"
 
 
+@pytest.mark.parametrize(("redirection", "code", "words"), [
+    (">/dev/full", 74, b"sendmail: newaliases: [Errno 28] No space left on device\n"), (">&-", 0, b""),
+    ("<&- >&-", 0, b""), (">&- 2>&-", 0, b"")])
+def test_other_programs_without_a_place_for_what_they_print(paths: Paths, redirection: str, code: int,
+                                                            words: bytes) -> None:
+    file = Path(paths.aliases)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("postmaster: root\n")
+    done = subprocess.run(f"exec {launcher(paths)} -bi {redirection}", shell=True, timeout=frontend.WITHIN, check=False,
+                          capture_output=True)
+    assert (done.returncode, done.stderr) == (code, words)
+
+
 # -- options of strangers ---------------------------------------------------------------------------------------------
 
 ALLOWED = {"open", "os.rename", "os.chmod", "os.remove", "fcntl.flock", "socket.__new__", "socket.sendto",
