@@ -16,7 +16,8 @@ import os
 import signal
 import time
 
-from ..deliver import identity, request, spawner
+from ..deliver import identity, spawner
+from ..deliver.packet import MAX_PACKET
 from ..deliver.request import Reply
 from ..events import Events
 from ..spool.queue import Queue
@@ -94,7 +95,7 @@ class Vigil:
         """One packet of an agent. False: it has answered everything, or is gone, and the rest is as after a crash."""
         assert lane.channel is not None
         try:
-            reply = Reply.from_packet(lane.channel.recv(request.MAX_PACKET))
+            reply = Reply.from_packet(lane.channel.recv(MAX_PACKET))
         except (OSError, ValueError, KeyError, TypeError):
             return False
         job = lane.sent.pop(reply.n, None) if reply.is_answer else lane.sent.get(reply.n)
