@@ -59,7 +59,11 @@ def _suffixes() -> Any | None:
 def organization(domain: str) -> str:
     """The organizational domain of a domain (RFC 7489 section 3.2); itself where there is no list."""
     suffixes = _suffixes()
-    return domain if suffixes is None else suffixes.get_sld(domain, strict=False) or domain
+    if suffixes is None:
+        return domain
+    found = str(suffixes.get_sld(domain, strict=False) or domain)
+    # Of a top-level domain that is not in the list the library makes one organization; the list's own rule is "*".
+    return found if "." in found else ".".join(domain.split(".")[-2:])
 
 
 def read_policy(records: Iterable[bytes]) -> Policy | None:

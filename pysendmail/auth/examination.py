@@ -1,9 +1,8 @@
 """Who looks at mail: mail filters ([milter]) and the authentication of strangers' mail ([auth] results), in one place.
 
 One Session follows one session of a client, or one message that came by another door, and ends in a Judgement. In
-front of the filters it removes what pretends to be a finding of ours, and puts on top what was found out, so that
-filters can believe it. What a filter wants is applied by the chain (net/milter_chain.py); here it becomes what the
-listener, or the runner, has to do with the message:
+front of the filters it puts on top what was found out, so that filters can believe it. What a filter wants is applied
+by the chain (net/milter_chain.py); here it becomes what the listener, or the runner, has to do with the message:
 
     a refusal       what the client hears, or what becomes of each recipient
     dropped         a filter discards it, or has removed its last recipient
@@ -23,7 +22,7 @@ from ..mail.envelope import Envelope, Origin
 from ..net.milter_chain import Chain, Terms
 from ..smtp.milter_replies import Answer, Verdict
 from ..smtp.reply import Reply, reply
-from . import Client, Findings, Judgement, forged
+from . import Client, Findings, Judgement
 
 NO_QUEUE = "NOQUEUE"  # what the log calls a message that has no id yet
 SOFTWARE = "pysendmail"  # without a version, as in Received
@@ -151,13 +150,8 @@ class Session:
         return Judgement(found)
 
     async def _authenticated(self, draft: Draft) -> Draft | Judgement:
-        """The message without forged findings and with ours; or that it is refused for what was found."""
-        hostname, checks = self._examiner.hostname, self._examiner.checks
-        text = draft.text
-        head = forged.without_forged(text.head, hostname)
-        if head is not text.head:
-            self._note(f"Authentication-Results in the name of {hostname} removed")
-            draft = Draft(draft.envelope, replace(text, head=head))
+        """The message with what was found on top; or that it is refused for that."""
+        checks = self._examiner.checks
         is_stranger = bool(self._client.address) and not self._client.is_trusted and not draft.envelope.origin.auth
         if checks is None or not is_stranger:
             return draft

@@ -1,8 +1,8 @@
 """Authentication-Results: what this host has found out about who a message is from, for readers and filters to believe.
 
-A reader believes every such field that bears our name; those that a message brings along are removed (forged.py). The
-field is put together by the library authres (Debian: python3-authres), from values that are strangers' text and are
-made harmless here first. It is put above everything else, our own Received included. RFC 8601.
+A reader believes every such field that bears our name; those that a message brings along are removed
+(mail/forged.py). The field is put together by the library authres (Debian: python3-authres), from values that are
+strangers' text and are made harmless here first. It is put above everything else, our own Received included. RFC 8601.
 """
 
 from collections.abc import Sequence

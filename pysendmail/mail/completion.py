@@ -3,7 +3,8 @@
 sendmail(8) takes messages that lack nearly everything ("Subject: x", or no header at all) and callers rely on it. This
 happens when the runner adopts a submission, not in /usr/sbin/sendmail: names and times are then ours, not the caller's.
 
-    removed     Bcc, Resent-Bcc, Return-Path, Content-Length, Full-Name; From, Date, Message-ID, To, Cc that are blank
+    removed     Bcc, Resent-Bcc, Return-Path, Content-Length, Full-Name; From, Date, Message-ID, To, Cc that are blank;
+                Authentication-Results in our name, which are not ours (forged.py)
     added       From, Date, Message-ID; To: undisclosed-recipients:; where no To or Cc is left to be seen;
                 Resent-From, Resent-Date, Resent-Message-ID for the newest Resent- block, if there is one
     completed   addresses without a domain in From, Sender, Reply-To, To, Cc and their Resent- twins: "@mailname" is put
@@ -12,14 +13,14 @@ happens when the runner adopts a submission, not in /usr/sbin/sendmail: names an
                 between a name and its colon go: for many readers they end the header
 
 Everything else keeps its bytes, folding and order. What is added stands behind what was written, the Resent- twins in
-front of their block. A From_ line on top goes. Bcc goes with -G as well, which leaves the rest alone: Bcc never leaves.
+front of their block. A From_ line on top goes. Bcc and forgeries go with -G as well, which leaves the rest alone.
 RFC 5322 3.6 (fields), RFC 2047 (names), RFC 6854 (group in To), RFC 2045 (labels for 8-bit text).
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import address, headers
+from . import address, forged, headers
 from .envelope import raw, text
 from .outcome import one_line
 from .trace import MAILER_DAEMON, addr_spec, date, digits, quoted, word
@@ -84,6 +85,8 @@ def complete(head: bytes, facts: Facts) -> bytes:
     fields = headers.scan(head)[0]
     if b"\0" in head or b"\r" in head:
         head, fields = _clean(head, fields)
+    hostname = raw(facts.hostname)
+    fields = [one for one in fields if one[0] != forged.NAME or not forged.bears(head[one[1]:one[2]], hostname)]
     if facts.is_gateway:
         return b"".join([head[start:end] for name, start, end in fields if name not in _DROPPED_BY_GATEWAY])
     domain = addr_spec("x@" + facts.mailname)[1:]

@@ -49,6 +49,26 @@ def test_a_blank_field_is_a_missing_one(name: bytes) -> None:
     assert head == b"Subject: x\n" + ADDED + NOBODY
 
 
+@pytest.mark.parametrize(("value", "is_removed"), [
+    (b"host.example; spf=pass", True),
+    (b"HOST.Example; spf=pass", True),
+    (b"host.example. 1; spf=pass", True),
+    (b"(comment) host.example; spf=pass", True),
+    (b'"host.example"; spf=pass', True),
+    (b"\n\thost.example\n\t; spf=pass", True),
+    (b"host.example", True),
+    (b"host.example/1; none", True),
+    (b"other.example.net; spf=pass", False),
+    (b"shost.example; x=host.example", False),
+    (b"", False),
+])
+@pytest.mark.parametrize("is_gateway", [False, True])
+def test_findings_in_our_name_are_forged(value: bytes, is_removed: bool, is_gateway: bool) -> None:
+    field = b"Authentication-Results: " + value + b"\n"
+    head = complete(field + WHOLE + field, replace(FACTS, is_gateway=is_gateway))
+    assert head == (WHOLE if is_removed else field + WHOLE + field)
+
+
 @pytest.mark.parametrize("field", [
     b"Bcc: carol@x.test\n", b"BCC: carol@x.test,\n dora\n", b"Bcc:\n", b"Bcc : carol\n", b"Resent-Bcc: carol\n",
     b"Return-Path: <x@y>\n", b"Content-Length: 17\n", b"Full-Name: Root\n", b"B\0cc: carol\n"])

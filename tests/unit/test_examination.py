@@ -198,6 +198,13 @@ def test_findings_are_on_top_and_filters_see_them(tmp_path: Path) -> None:
     assert notes == ["ABC123: authentication: spf=fail, dmarc=fail (example.org)"]
 
 
+def test_findings_alone_do_not_make_a_message_scanned(tmp_path: Path) -> None:
+    """A filter that is set up later has to see it."""
+    found, _, _ = run(tmp_path, [], only_judge, has_checks=True)
+    assert text_of(found).startswith(b"Authentication-Results: ")
+    assert not found.draft.envelope.scanned
+
+
 def test_a_policy_of_rejection_is_obeyed_where_that_is_set(tmp_path: Path) -> None:
     found, (one,), _ = run(tmp_path, [by_letter({})], as_listener, has_checks=True, dmarc_reject=True)
     assert found.refusal is not None
@@ -215,14 +222,6 @@ def test_friends_are_not_authenticated(tmp_path: Path, client: Client, origin: O
                       has_checks=True, dmarc_reject=True)
     assert found.refusal is None
     assert text_of(found) == TRACE + HEAD + b"\n" + BODY
-
-
-@pytest.mark.parametrize("client", [STRANGER, FRIEND])
-def test_forged_findings_are_removed_from_everybody(tmp_path: Path, client: Client) -> None:
-    head = b"Authentication-Results: host.example; spf=pass\nAuthentication-Results: other.example; spf=pass\n" + HEAD
-    found, _, notes = run(tmp_path, [by_letter({})], lambda session: session.judge(draft(head)), client=client)
-    assert text_of(found) == TRACE + b"Authentication-Results: other.example; spf=pass\n" + HEAD + b"\n" + BODY
-    assert notes == ["ABC123: Authentication-Results in the name of host.example removed"]
 
 
 @pytest.mark.parametrize("on_failure", ["tempfail", "reject", "accept"])
