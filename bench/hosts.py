@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.debian import FQDN, PATH, Debian
 
-from . import accounts, figures
+from . import accounts, figures, flood
 
 CACHE = Path("/var/tmp/pysendmail-bench")
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ LISTED = tuple(f"l{number:04}" for number in range(1, 2001))
 FIRST_UID = 20_000
 LINUX_START = 60.0  # seconds
 QUIET = 0.5  # seconds without CPU time that count as rest
-DRIVER = "/opt/bench/driver.py"
+DRIVER, FLOOD = "/opt/bench/driver.py", "/opt/bench/flood.py"
 # Services of a Debian that would disturb: they run at times of their own.
 TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer", "man-db.timer",
           "dpkg-db-backup.timer", "logrotate.timer", "systemd-tmpfiles-clean.timer")
@@ -210,6 +211,40 @@ class Pysendmail(Host):
 
     def configure(self, kind: str) -> None:
         self.debian.write("/etc/pysendmail/conf.d/50-bench.toml", f'[local]\nmailbox = "{kind}"\n')
+
+    @contextmanager
+    def flooded(self) -> Iterator[None]:
+        """Open to the network, with the usual limits but for how much one client may send."""
+        settings = "/etc/pysendmail/conf.d/60-flood.toml"
+        self.debian.write(settings, '[smtpd]\nlisten = ["0.0.0.0:25"]\n[limits]\nmessages_per_minute = 1000000\n'
+                                    'messages_per_session = 1000000\n')
+        self.debian.write(FLOOD, (HERE / "flood.py").read_text())
+        subprocess.run(["nsenter", f"--target={self.leader}", "--net", "ip", "address", "replace", flood.NETWORK,
+                        "dev", "lo"], check=True)
+        self.stop()
+        self.start()
+        try:
+            self.settle()
+            yield
+        finally:
+            self.debian.path(settings).unlink()
+            self.stop()
+            self.start()
+
+    @contextmanager
+    def clients(self, *words: str) -> Iterator[dict[str, Any]]:
+        """What flood.py tells, while its clients are there."""
+        enter = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd", "setpriv", "--pdeathsig=KILL"]
+        words = (*enter, "python3", "-I", FLOOD, *words)
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as it:
+            try:
+                assert it.stdout is not None
+                line = it.stdout.readline()
+                if not line:
+                    raise Failed("the clients have failed")
+                yield json.loads(line)
+            finally:
+                it.kill()
 
 
 class Postfix(Host):

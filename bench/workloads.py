@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from . import accounts, figures
-from .hosts import LISTED, USERS, Failed, Host
+from .hosts import LISTED, USERS, Failed, Host, Pysendmail
 
 Result = Iterator[tuple[str, float]]
 BIG = 25 * 1024 * 1024  # bytes
@@ -20,16 +20,19 @@ LOOKS = 0.5  # seconds between looks at memory
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much of everything. sequential, parallel: messages submitted one by one, and eight at a time. drain: waiting
-    messages. listed: accounts of the large list. details: addresses for each of the fifty users in the largest."""
+    messages. listed: accounts of the large list. details: addresses for each of the fifty users in the largest.
+    strangers: clients that say nothing, and a third of it hostile ones. flood: messages in each of 90 sessions."""
 
     sequential: int = 200
     parallel: int = 400
     drain: int = 3000
     listed: int = 2000
     details: int = 200
+    strangers: int = 1000
+    flood: int = 100
 
 
-QUICK = Size(sequential=20, parallel=40, drain=150, listed=100, details=4)
+QUICK = Size(sequential=20, parallel=40, drain=150, listed=100, details=4, strangers=200, flood=5)
 
 
 def submit(host: Host, size: Size) -> Result:
@@ -153,6 +156,30 @@ def big(host: Host, size: Size) -> Result:
     yield "peak_mb", max(large.values())
 
 
+def flood(host: Host, size: Size) -> Result:
+    """1,000 strangers who say nothing; junk, HTTP and slow clients; 90 sessions with 100 messages each. Ours only."""
+    if not isinstance(host, Pysendmail):
+        return
+    host.use("mbox")
+    with host.flooded():
+        quiet = accounts.pss_mb(host.pids())
+        yield "quiet_pss_mb", quiet
+        worst = 0.0
+        for name, number in (("idle", size.strangers), ("junk", size.strangers // 3)):
+            with host.clients(name, str(number)) as told:
+                if name == "idle":
+                    yield "let_in", float(told["let_in"])
+                worst = max(worst, max(host.submit(20, 1, "alice")["ms"]))
+                yield f"{name}_growth_mb", accounts.pss_mb(host.pids()) - quiet
+        yield "submit_most_ms", worst
+        host.wait_for(40, 60)
+        with host.clients("send", "90", str(size.flood)) as told:
+            yield "per_s", told["taken"] / told["seconds"]
+            host.wait_for(40 + int(told["taken"]), 180)
+            yield "refused", 90.0 * size.flood - told["taken"]
+        yield "send_growth_mb", accounts.pss_mb(host.pids()) - quiet
+
+
 def _list(host: Host, name: str, count: int) -> Result:
     host.use("mbox")
     cpu, begin = host.cpu(), time.monotonic()
@@ -200,4 +227,5 @@ def _alias_once(host: Host, key: str, lines: str) -> None:
 
 WORKLOADS: dict[str, Callable[[Host, Size], Result]] = {
     "submit": submit, "mbox": mbox, "mbox50": mbox50, "maildir": maildir, "maildir50": maildir50, "idle": idle,
-    "big": big, "alias2000": alias2000, "alias2000u": alias2000u, "include10000": include10000}
+    "big": big, "alias2000": alias2000, "alias2000u": alias2000u, "include10000": include10000,
+    "flood": flood}

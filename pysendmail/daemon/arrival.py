@@ -14,6 +14,7 @@ domains (RFC 6409 section 8; sendmail and Postfix do the same for their own netw
 """
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -105,6 +106,8 @@ class Arrival:
             incoming.add(data)
             if incoming.is_held and incoming.size > HOLD:
                 return self._begin_file(incoming)
+            if not incoming.is_held and not self._inbox.has_room(0):  # many of them at once leave others no room
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as trouble:
             return self._trouble(trouble)
         return None

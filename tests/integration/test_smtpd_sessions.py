@@ -13,7 +13,7 @@ import pytest
 
 from pysendmail import auth
 from pysendmail.auth import Judgement
-from pysendmail.daemon import connection, session
+from pysendmail.daemon import connection, inbox, session
 from pysendmail.mail.changes import AddField, Draft, InsertField, Quarantine, RemoveRecipient, ReplaceBody, apply
 from pysendmail.mail.envelope import Origin
 from pysendmail.paths import Paths
@@ -534,6 +534,32 @@ def test_a_proxied_client_has_limits_of_its_own(make_door: MakeDoor) -> None:
                       r"relay=\[192\.0\.2\.1\], reject=421 4\.3\.2 Too many open connections\.$")
 
 
+# ---- room
+
+
+def begin_message(client: Client) -> None:
+    client.hello()
+    for line in ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA"):
+        client.cmd(line)
+    client.send(b"Subject: x\r\n")
+
+
+def test_a_message_that_leaves_others_no_room_is_put_off_in_the_middle(make_door: MakeDoor) -> None:
+    def filling() -> None:
+        answers = iter((True, True))
+        inbox.Inbox.has_room = lambda *_: next(answers, False)  # type: ignore[method-assign]
+
+    door = make_door(before=filling)
+    with door.connect_from() as client:
+        begin_message(client)
+        client.send(b"\r\n" + (b"x" * 98 + b"\r\n") * 20_000)
+        until(lambda: door.log.find("cannot store a message: No space left on device") != [], "it is put off")
+        assert door.unfinished() == []
+        client.send(b".\r\n")
+        assert client.reply()[0].startswith("452 4.3.1")
+    assert door.taken() == []
+
+
 # ---- the clock
 
 
@@ -658,13 +684,6 @@ def test_who_talks_before_the_greeting(make_door: MakeDoor) -> None:
 
 
 # ---- the end
-
-
-def begin_message(client: Client) -> None:
-    client.hello()
-    for line in ("MAIL FROM:<a@example.org>", f"RCPT TO:<{ALICE}>", "DATA"):
-        client.cmd(line)
-    client.send(b"Subject: x\r\n")
 
 
 def is_refused(door: Door) -> bool:
