@@ -141,7 +141,7 @@ def test_git_send_email(host: Debian) -> None:
                   ("-C", PROJECT, "format-patch", "-q", "--always", "--root", "-o", PROJECT, "HEAD")):
         host.run("git", *words, user="alice")
     options = [f"--{name}={value}" for name, value in server.items()]
-    host.run("git", "send-email", *options, f"{PROJECT}/0001-by-git-send-email.patch", user="alice")
+    host.run("git", "-C", PROJECT, "send-email", *options, f"{PROJECT}/0001-by-git-send-email.patch", user="alice")
     host.wait_for_mail("bob", "by-git-send-email")
 
 

@@ -74,8 +74,8 @@ class Logins:
 def settings(paths: Paths, **changes: dict[str, Any]) -> Config:
     """A Config for a door: changes by section, whatever the file format would say of the values."""
     found = Config(hostname=NAME, domain=NAME, local_domains=(NAME,))
-    usual: dict[str, dict[str, Any]] = {"smtpd": {"greeting_delay": 0, "proxies": ("127.0.0.1/32",)},
-                                        "local": {"aliases": (paths.aliases,)}}
+    smtpd = {"greeting_delay": 0, "proxies": ("127.0.0.1/32",), "protect_local_senders": True}
+    usual: dict[str, dict[str, Any]] = {"smtpd": smtpd, "local": {"aliases": (paths.aliases,)}}
     for section in {**usual, **changes}:
         both = {**usual.get(section, {}), **changes.get(section, {})}
         found = replace(found, **{section: replace(getattr(found, section), **both)})
