@@ -34,6 +34,8 @@ STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for
 STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
 END_WITHIN = 1.0  # seconds that a runner may still take to end after it has closed its socket
 BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
+HUNG_AFTER = 60.0  # seconds without a sign of life after which a runner is replaced, whoever else watches
+START_WITHIN = 600.0  # seconds until the first one: a large queue on a slow disk takes its time
 LOOK_EVERY = 0.5  # seconds between looks at children and signs of life
 EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_TEMPFAIL, EX_CONFIG = 0, 64, 70, 71, 75, 78
 
@@ -51,6 +53,7 @@ class Runner:
     started: float
     beaten: float
     told: float = 0.0
+    is_ready: bool = False
 
 
 @dataclass(slots=True)
@@ -246,6 +249,8 @@ class Supervisor:
         self.listeners.use(self.settings)
 
     def _ready(self) -> None:
+        if self.runner is not None:
+            self.runner.is_ready = True
         self.service.tell("READY=1", "STATUS=running")
         self._beat()
 
@@ -262,7 +267,13 @@ class Supervisor:
             return
         if self.runner.told and now - self.runner.told > STOP_WITHIN:
             os.kill(self.runner.pid, signal.SIGKILL)
-        if now - self.runner.beaten < BEAT_WITHIN:
+        silent = now - self.runner.beaten
+        is_unheard = bool(spawner.wait_readable([self.runner.link.fileno()], 0.0))  # we are late, perhaps it is not
+        if silent > (HUNG_AFTER if self.runner.is_ready else START_WITHIN) and not is_unheard:
+            self.log(ERROR, f"SYSERR(root): runner (pid {self.runner.pid}) hangs and is ended")
+            self.runner.beaten = now  # said once a minute, should the kernel not let it end
+            os.kill(self.runner.pid, signal.SIGKILL)
+        if silent < BEAT_WITHIN:
             self.service.tell("WATCHDOG=1")
 
 

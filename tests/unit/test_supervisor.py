@@ -158,6 +158,28 @@ def test_runner_that_does_not_stop_is_killed(one: Supervisor, now: list[float], 
     one.runner.link.close()
 
 
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_runner_that_hangs_is_replaced_without_a_service_manager(
+        one: Supervisor, now: list[float], log: list[str], is_ready: bool) -> None:
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        one.runner = Runner(pid, ours, now[0], now[0])
+        if is_ready:
+            one._ready()
+        now[0] += (module.HUNG_AFTER if is_ready else module.START_WITHIN) + 1
+        theirs.send(b"{}")
+        one._look_after()
+        assert (os.waitpid(pid, os.WNOHANG)[0], log) == (0, []), "it has said something that is not read yet"
+        ours.recv(10)
+        one._look_after()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert len(log) == 1
+
+
 def test_end_is_announced(one: Supervisor, heard: Heard) -> None:
     one._signalled(signal.SIGTERM)
     assert (heard.lines, one.is_stopping) == (["STOPPING=1"], True)
