@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..deliver.packet import MAX_PACKET, encode
-from ..deliver.request import Reply, Request
+from ..deliver.request import REFUSED, Reply, Request
 from ..events import Events
 from ..mail.outcome import Outcome, deferred
 
@@ -263,6 +263,9 @@ class Agents:
                 reply = None
             if reply is None:
                 self._end(lane, GONE)
+                return
+            if reply.n == REFUSED and reply.outcome is not None:
+                self._refuse(lane, reply.outcome)
                 return
             job = lane.sent.pop(reply.n, None) if reply.is_answer else lane.sent.get(reply.n)
             if reply.is_answer:

@@ -25,11 +25,12 @@ from ..users import User
 from . import command, forward, identity, maildir, mbox
 from .packet import MAX_PACKET
 from .parcel import Parcel
-from .request import Reply, Request
+from .request import REFUSED, Reply, Request
 
 BATCH = 100  # requests written together
 BATCH_BYTES = 16 * 1024 * 1024  # bytes of messages written together
 LOCK_WAIT = 30.0  # seconds to wait for a mailbox that somebody else has locked
+HEARD_WITHIN = 60.0  # seconds for a refusal to be heard
 ORPHANED_AFTER = 3600.0  # seconds without a request: the runner ends idle agents long before
 
 
@@ -82,6 +83,15 @@ def serve(channel: socket.socket, user: User, settings: Settings) -> None:
             os.close(job.fd)
         if not is_open:
             return
+
+
+def refuse(channel: socket.socket, outcome: Outcome) -> None:
+    """Tell the runner that nobody can be delivered to here, and wait until it has heard that: a socket that is closed
+    with requests in it takes back what it has said."""
+    channel.settimeout(HEARD_WITHIN)
+    channel.send(Reply(REFUSED, outcome).to_packet())
+    while channel.recv(MAX_PACKET):
+        pass
 
 
 def _receive(channel: socket.socket) -> tuple[list[Job], bool]:

@@ -6,9 +6,10 @@ runner -> spawner   {"agent": "alice", "n": 7}          I need an agent for this
                     {"reload": true}                     the mail name has changed
                     {"end": PID}                         this agent is stuck
 spawner -> runner   {"n": 7, "pid": 4711} + a socket     here it is
-                    {"n": 7, "error": OUTCOME}           why not: "no such user" is 5.1.1, anything else 4.x.x
+                    {"n": 7, "error": OUTCOME}           why not, always 4.x.x
 runner -> agent     Request + a read-only descriptor of the message, opened for this request alone
-agent -> runner     Reply: an outcome, or the targets of the user's .forward
+agent -> runner     Reply: an outcome, or the targets of the user's .forward; with n = REFUSED it is for everything that
+                    waits for this user: "no such user" is 5.1.1, a trouble of the user database 4.x.x
 
 No path, no command and no message text is in any of them: the agent looks up its own mailbox, its own .forward, and
 finds a command by its digest. Every reader treats the other end as hostile: sizes are capped, types are checked, and
@@ -23,6 +24,7 @@ from ..mail.target import Target
 from .packet import decode, encode
 
 MAX_TARGETS = 1000  # of one .forward
+REFUSED = 0  # n of the Reply to all requests: there is no such user, say
 
 
 @dataclass(frozen=True, slots=True)

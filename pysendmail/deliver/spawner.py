@@ -2,7 +2,8 @@
 
 It reads no message, no address but a user's name, and opens no path in a directory that anyone but root can write.
 Who parses has no privilege; who has privilege does not parse. It stays single-threaded and small, since each agent is
-a fork of it (2 ms at 20 MB). Where it is not root (the demo, tests) agents keep its own uid.
+a fork of it (2 ms at 20 MB); who a user is, is looked up in the fork, and nothing here waits for anything but its
+sockets. Where it is not root (the demo, tests) agents keep its own uid.
 
 `Spawner.serve` runs until told to stop; SIGCHLD, SIGTERM and SIGHUP arrive through a wake-up descriptor, and handlers
 do nothing but that (sendmail CVE-2006-0058: work inside a signal handler).
@@ -103,11 +104,10 @@ class Spawner:
         """An agent or a service is wanted."""
         name = value.get("agent")
         if isinstance(name, str):
-            user, refusal = self._who(name)
-            if user is None:
-                self._send({"n": n, "error": refusal.to_json()})
+            if len(self.agents) >= self.most + SPARE:
+                self._refuse({"n": n}, "too many delivery agents")
             else:
-                self._spawn({"n": n}, name, lambda channel: self._be_agent(user, channel))
+                self._spawn({"n": n}, name, lambda channel: self._be_agent(name, channel))
             return
         kind = next((kind for kind in self.services if value.get(kind) is True), "")
         if kind:
@@ -135,8 +135,7 @@ class Spawner:
         self._send({**answer, "error": deferred("4.3.0", reason).to_json()})
 
     def _who(self, name: str) -> tuple[User | None, Outcome]:
-        if len(self.agents) >= self.most + SPARE:
-            return None, deferred("4.3.0", "too many delivery agents")
+        """In the child, since a directory service may take as long as it likes: there it stops nobody else's mail."""
         try:
             user = self.users.lookup(name)
         except LookupTrouble as trouble:
@@ -158,7 +157,11 @@ class Spawner:
         finally:
             os._exit(code)
 
-    def _be_agent(self, user: User, channel: socket.socket) -> None:
+    def _be_agent(self, name: str, channel: socket.socket) -> None:
+        user, refusal = self._who(name)
+        if user is None:
+            agent.refuse(channel, refusal)
+            return
         if self.is_root:
             identity.become(user, saved_group=self.settings.mailbox_group)
         agent.serve(channel, user, self.settings)

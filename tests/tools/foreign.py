@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.tools import elsewhere
@@ -42,7 +43,11 @@ def status_of(pid: int) -> dict[str, str]:
 
 def descriptors(pid: int) -> dict[int, str]:
     """What a process has open: number and what it is."""
-    return {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # it has closed it meanwhile
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
 
 
 def limit(pid: int, what: int, most: int) -> int:

@@ -12,7 +12,7 @@ import pytest
 from pysendmail.daemon import agents
 from pysendmail.daemon.agents import Agents, Job
 from pysendmail.deliver.packet import MAX_PACKET, decode
-from pysendmail.deliver.request import Reply, Request
+from pysendmail.deliver.request import REFUSED, Reply, Request
 from pysendmail.events import Events
 from pysendmail.mail.outcome import Outcome, deferred, delivered, failed
 from pysendmail.mail.target import MAILBOX, Target
@@ -221,6 +221,16 @@ def test_refusal_of_the_spawner_is_everybodys_outcome(desk: Desk, refusal: Outco
     desk.agents.granted({"n": word["n"], "error": refusal.to_json()}, [])
     desk.loop.run()
     assert desk.outcomes == dict.fromkeys(numbers, refusal)
+
+
+@pytest.mark.parametrize("refusal", [failed("5.1.1", "no such user: alice"), deferred("4.3.0", "cannot look up")])
+def test_refusal_of_an_agent_is_everybodys_outcome(desk: Desk, refusal: Outcome) -> None:
+    numbers = [desk.deliver("alice") for _ in range(agents.WINDOW + 3)]
+    agent, = desk.grant()
+    agent.channel.send(Reply(REFUSED, refusal).to_packet())
+    desk.loop.run()
+    assert desk.outcomes == dict.fromkeys(numbers, refusal)
+    assert agent.is_ended
 
 
 def test_descriptor_that_got_lost_on_the_way_puts_off(desk: Desk) -> None:

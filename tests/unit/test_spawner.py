@@ -11,6 +11,7 @@ import pytest
 from pysendmail.deliver import spawner
 from pysendmail.deliver.agent import Settings
 from pysendmail.deliver.packet import MAX_PACKET, decode, encode
+from pysendmail.deliver.request import REFUSED, Reply
 from pysendmail.deliver.spawner import Service, Spawner, wait_readable
 from pysendmail.mail.outcome import Outcome
 from pysendmail.users import LookupTrouble, User
@@ -27,6 +28,8 @@ class Users:
     """alice, the service accounts, and somebody of whom nothing can be learnt."""
 
     def lookup(self, name: str) -> User | None:
+        if name == "slow":
+            signal.pause()
         if name == "trouble":
             raise LookupTrouble(5, "the directory does not answer")
         known = name.lower() if name.lower() in ("alice", "_pysendmail", "_pysmtpd", "_pysmrelay", "_pysmlocal") else ""
@@ -104,9 +107,22 @@ def test_user_gets_an_agent_that_ends_with_its_channel(runner: Runner) -> None:
 ])
 def test_nobody_else_gets_one(runner: Runner, name: str, status: str) -> None:
     """Not under another spelling either: the relay's account would be a way from the queue to its secrets."""
-    answer = runner.ask(name)
-    assert Outcome.from_json(answer["error"]).status == status
-    assert (runner.spawner.agents, runner.channels) == ({}, [])
+    pid = runner.ask(name)["pid"]
+    channel, = runner.channels
+    channel.send(b"a request that comes before the refusal is heard")
+    channel.settimeout(WITHIN)
+    refusal = Reply.from_packet(channel.recv(MAX_PACKET))
+    assert (refusal.n, refusal.outcome and refusal.outcome.status) == (REFUSED, status)
+    channel.close()
+    wait_for_end(pid)
+
+
+def test_directory_that_does_not_answer_stops_nobody_else(runner: Runner) -> None:
+    slow = runner.ask("slow", 1)
+    quick = runner.ask("alice", 2)
+    assert runner.spawner.agents == {slow["pid"]: "slow", quick["pid"]: "alice"}
+    runner.say({"end": slow["pid"]})
+    wait_for_end(slow["pid"])
 
 
 @pytest.mark.parametrize("packet", [
@@ -174,6 +190,7 @@ def test_signs_of_life_are_passed_on(runner: Runner) -> None:
 
 def test_runner_that_does_not_listen_stops_nothing(runner: Runner) -> None:
     """Its socket fills up with answers; the service manager would take a process that waits for it for dead."""
+    runner.spawner.most = -spawner.SPARE
     for n in range(2000):
         runner.link.settimeout(WITHIN)
         runner.say({"agent": "nobody-there", "n": n})
