@@ -144,11 +144,12 @@ class Events:
         self._log(INFO, f"stopping daemon, reason={reason}")
 
     def accepted(self, queue_id: str, sender: str, size: int, recipients: int, message_id: str, relay: str, *,
-                 body: str = "", protocol: str = "", daemon: str = "") -> None:
-        """A message is in the queue. relay: login@localhost for a command, the client otherwise. daemon: by SMTP."""
+                 body: str = "", protocol: str = "", daemon: str = "", tag: str = "") -> None:
+        """A message is in the queue. relay: login@localhost for a command, the client otherwise. daemon: by SMTP. tag:
+        what a command called itself for the log (-L)."""
         self.counts["accepted"] += 1
         extra = (f", bodytype={body.upper()}" if body else "") + (f", proto={protocol}" if protocol else "") + (
-            f", daemon={daemon}" if daemon else "")
+            f", daemon={daemon}" if daemon else "") + (f", tag={shown(tag)}" if tag else "")
         self._log(INFO, f"{queue_id}: from=<{shown(sender)}>, size={size}, class=0, nrcpts={recipients}, "
                         f"msgid={shown(message_id)}{extra}, relay={shown(relay)}")
 
@@ -169,7 +170,7 @@ class Events:
                             f"dsn={outcome.status}, stat={stat}")
 
     def reported(self, queue_id: str, report_id: str, kind: str, reason: str) -> None:
-        """A report about a message is queued under its own id. kind: DSN, return receipt, postmaster notify."""
+        """A report about a message is queued under its own id. kind: DSN, sender notify, postmaster notify."""
         self.counts["reports"] += 1
         self._log(INFO, f"{queue_id}: {report_id}: {kind}: {shown(reason)}")
 

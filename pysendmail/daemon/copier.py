@@ -84,7 +84,7 @@ class Copier:
         message.is_put_off = asked.delivery in ("q", "d")
         self._events.accepted(found, envelope.sender, size - offset, len(envelope.recipients),
                               completion.identity(head).message_id, f"{submitter.login}@localhost", body=envelope.body,
-                              protocol=asked.protocol)
+                              protocol=asked.protocol, tag=asked.tag)
         return message
 
     def _head(self, header: bytes, fields: list[headers.Field], asked: submission.Submission, envelope: Envelope,

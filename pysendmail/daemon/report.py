@@ -20,8 +20,7 @@ from ..spool.journal import Progress
 from ..spool.queue import Message, Queue
 from .outgoing import HANDED_ON, RELAYED
 
-_TITLES = {dsn.FAILED: "DSN", dsn.DELAYED: "sender notify", dsn.DELIVERED: "return receipt",
-           dsn.RELAYED: "return receipt"}
+_RECEIPTS = frozenset((dsn.DELIVERED, dsn.RELAYED))
 NO_REPLY = frozenset(("never",))  # NOTIFY of our own reports: there is no report about a report
 
 
@@ -73,10 +72,11 @@ class Reports:
         hearer = _hearer(envelope, progress[targets[0]])
         is_notice = not hearer
         found = queue_id.derived(message.id, number)
-        why = results[0].outcome.reason
+        action = results[0].action
+        why = "Return receipt" if action in _RECEIPTS else results[0].outcome.reason  # sendmail's words, for logwatch
         if not found:
             why = f"cannot be delivered and nobody is left to be told: {why}"
-        title = "postmaster notify" if is_notice else _TITLES.get(results[0].action, "DSN")
+        title = "postmaster notify" if is_notice else "sender notify" if action == dsn.DELAYED else "DSN"
         return Plan(found, number, self.postmaster if is_notice else hearer, targets, results, is_notice, title, why)
 
     def commit(self, message: Message, plan: Plan) -> Message:

@@ -113,6 +113,13 @@ def test_notify(host: Host, notify: str, recipients: tuple[str, ...], actions: l
     host.wait_empty()
     told = [action for report in host.reports("alice", mail) for action in field(report, "Action")]
     assert sorted(told) == actions
+    assert len(host.log.find(": DSN: Return receipt$")) == actions.count("delivered"), "logwatch counts these words"
+
+
+def test_a_name_for_the_log_is_in_the_log(host: Host) -> None:
+    host.send("bob", options=("-i", "-L", "backup"))
+    host.wait_empty()
+    assert len(host.log.find(r": from=<.*, tag=backup, relay=")) == 1
 
 
 def test_failure_that_nobody_wants_to_hear_of_reaches_nobody(make_host: MakeHost) -> None:

@@ -96,9 +96,9 @@ def test_delivery_line_is_sendmails(events: Events, said: Said, outcome: Outcome
 
 
 def test_sender_line_is_sendmails(events: Events, said: Said) -> None:
-    events.accepted(ID, "", 612, 2, "<a@b>", "alice@localhost", body="8bitmime", protocol="SMTP")
+    events.accepted(ID, "", 612, 2, "<a@b>", "alice@localhost", body="8bitmime", protocol="SMTP", tag="backup")
     assert said.last == (f"{ID}: from=<>, size=612, class=0, nrcpts=2, msgid=<a@b>, bodytype=8BITMIME, proto=SMTP, "
-                         "relay=alice@localhost")
+                         "tag=backup, relay=alice@localhost")
 
 
 def test_no_verb_lets_a_line_break_through(events: Events, said: Said) -> None:
