@@ -9,9 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from . import figures
+from .disk import Disk
 from .figures import Figures, Sample
 from .hosts import CACHE, Failed, Host, Postfix, Pysendmail
-from .workloads import QUICK, WORKLOADS, Size
+from .network import NotSent
+from .size import QUICK, Size
+from .workloads import WORKLOADS
 
 SETTLING = 2.0  # seconds between workloads, for the disk
 
@@ -27,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small counts: whether it works, not how fast")
     parser.add_argument("--only", choices=(figures.OURS, figures.THEIRS), help="measure one of the two")
+    parser.add_argument("--here", action="store_true", help="on the file system of /var/tmp, not on an ext4 of its own")
     parser.add_argument("--log", type=Path, help="append each figure to this file, a line of JSON each")
     parser.add_argument("--table", type=Path, help="print the table of such a file and measure nothing")
     return parser.parse_args()
@@ -41,18 +45,18 @@ def measure(hosts: list[Host], workloads: list[str], rounds: int, size: Size, re
                 try:
                     for figure, value in WORKLOADS[name](host, size):
                         results.add(Sample(name, figure, host.label, number, value))
-                except (Failed, AssertionError, OSError, subprocess.SubprocessError) as problem:
+                except (Failed, NotSent, AssertionError, OSError, subprocess.SubprocessError) as problem:
                     print(f"bench: {name} on {host.label}, round {number}: {problem}", flush=True)
             print(f"bench: round {number} of {rounds}: {name} done", flush=True)
 
 
-def conditions() -> str:
+def conditions(disk: Path) -> str:
     """What the figures were taken on."""
-    kind = subprocess.run(["findmnt", "-n", "-o", "FSTYPE,OPTIONS", "-T", str(CACHE)], capture_output=True, text=True,
+    kind = subprocess.run(["findmnt", "-n", "-o", "FSTYPE,OPTIONS", "-T", str(disk)], capture_output=True, text=True,
                           check=False).stdout.strip()
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     return (f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} processors, Linux {os.uname().release}, "
-            f"{CACHE} on {kind}, load {load}")
+            f"{disk} on {kind}, load {load}")
 
 
 def main() -> int:
@@ -75,15 +79,15 @@ def main() -> int:
     with ExitStack() as stack:
         if given.log is not None:
             results.log = stack.enter_context(given.log.open("a"))
-        hosts = []
-        for label, make in makers.items():
-            if given.only in (None, label):
-                host = make()
-                stack.callback(host.remove)
-                hosts.append(host)
+        tools = Postfix(given.suite).image()
+        hosts = [make() for label, make in makers.items() if given.only in (None, label)]
+        disk = Disk(CACHE, is_machines_own=given.here)
+        stack.callback(disk.remove)
+        disk.mount()
         for host in hosts:
-            host.boot()
-        print(f"bench: {conditions()}", flush=True)
+            stack.callback(host.remove)
+            host.boot(disk.path, tools)
+        print(f"bench: {conditions(disk.path)}", flush=True)
         measure(hosts, given.workload or list(WORKLOADS), given.rounds, QUICK if given.quick else Size(), results)
     print(results.table())
     return 0

@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.debian import FQDN, PATH, Debian
+from tests.e2e.debian import FQDN, Debian
 
 from . import accounts, figures, flood
+from .network import FAR, NETWORK, Network
 
 CACHE = Path("/var/tmp/pysendmail-bench")
-HERE = Path(__file__).parent
+FILES = Path(__file__).parent
 VERSION = 1  # of the images
 SUBMITTER = "bob"
 USERS = tuple(f"u{number:02}" for number in range(1, 51))
@@ -50,12 +51,6 @@ class Host:
 
     def __init__(self, suite: str) -> None:
         self.suite = suite
-        image = self.image()
-        self.debian = Debian(Path(tempfile.mkdtemp(prefix=f"run-{self.label}-", dir=CACHE)))
-        subprocess.run(["cp", "-a", "--reflink=auto", f"{image}/.", str(self.debian.root)], check=True)
-        self.debian.root.chmod(0o755)
-        self.debian.write(DRIVER, (HERE / "driver.py").read_text())
-        self.mailboxes = accounts.Mailboxes(self.debian.root)
         self.kind = "mbox"
 
     # ---- for each mail system
@@ -97,12 +92,23 @@ class Host:
 
     # ---- its life
 
-    def boot(self) -> None:
+    def boot(self, disk: Path, tools: Path) -> None:
+        """Copy the image into `disk` and boot it. tools: a root file system with smtp-source and smtp-sink. Call
+        `remove` after it, whatever it raises."""
+        self.debian = Debian(Path(tempfile.mkdtemp(prefix=f"run-{self.label}-", dir=disk)))
+        subprocess.run(["cp", "-a", "--reflink=auto", f"{self.image()}/.", str(self.debian.root)], check=True)
+        self.debian.root.chmod(0o755)
+        self.debian.write(DRIVER, (FILES / "driver.py").read_text())
+        self.mailboxes = accounts.Mailboxes(self.debian.root)
         self.configure(self.kind)
         self.debian.boot()
+        self.network = Network(self.leader, tools)
 
     def remove(self) -> None:
-        self.debian.remove()
+        if hasattr(self, "network"):
+            self.network.close()
+        if hasattr(self, "debian"):
+            self.debian.remove()
 
     @property
     def leader(self) -> int:
@@ -181,15 +187,6 @@ class Host:
             file.write(lines)
         self.debian.run("newaliases")
 
-    def tool(self, root: Path, *words: str) -> subprocess.Popen[bytes]:
-        """Run a program of another Debian's root file system in this one's network, without this one's files.
-
-        For load generators (smtp-source, smtp-sink) whose time is not to be this host's."""
-        enter = ["nsenter", f"--target={self.leader}", "--net", "--", "setpriv", "--pdeathsig=KILL",
-                 "chroot", str(root), "env", "-i", f"PATH={PATH}"]
-        return subprocess.Popen([*enter, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT)
-
 
 class Pysendmail(Host):
     """Our package. Nothing is tuned but what the load itself asks for: one submitter, thousands of messages."""
@@ -210,7 +207,9 @@ class Pysendmail(Host):
         debian.install("/var/tmp/pysendmail.deb")
 
     def configure(self, kind: str) -> None:
-        self.debian.write("/etc/pysendmail/conf.d/50-bench.toml", f'[local]\nmailbox = "{kind}"\n')
+        self.debian.write("/etc/pysendmail/conf.d/50-bench.toml", (
+            f'[local]\nmailbox = "{kind}"\n[relay]\nsmarthost = "{FAR}:25"\ntls = "may"\n'
+            f'[smtpd]\nlisten = ["0.0.0.0:25"]\nrelay_from = ["127.0.0.0/8", "::1/128", "{NETWORK}"]\n'))
 
     @contextmanager
     def flooded(self) -> Iterator[None]:
@@ -218,7 +217,7 @@ class Pysendmail(Host):
         settings = "/etc/pysendmail/conf.d/60-flood.toml"
         self.debian.write(settings, '[smtpd]\nlisten = ["0.0.0.0:25"]\n[limits]\nmessages_per_minute = 1000000\n'
                                     'messages_per_session = 1000000\n')
-        self.debian.write(FLOOD, (HERE / "flood.py").read_text())
+        self.debian.write(FLOOD, (FILES / "flood.py").read_text())
         subprocess.run(["nsenter", f"--target={self.leader}", "--net", "ip", "address", "replace", flood.NETWORK,
                         "dev", "lo"], check=True)
         self.stop()
@@ -255,7 +254,7 @@ class Postfix(Host):
     unit = re.compile(r"/postfix(@[^/]*)?\.service(/|$)", re.MULTILINE)
 
     def recipe(self) -> str:
-        return (HERE / "postfix.cf").read_text()
+        return (FILES / "postfix.cf").read_text()
 
     def install(self, debian: Debian) -> None:
         debian.chroot("debconf-set-selections", content=(
@@ -264,7 +263,8 @@ class Postfix(Host):
             "postfix postfix/procmail boolean false\n").encode())
         debian.install("postfix")
         lines = [line for line in self.recipe().split("\n") if line and not line.startswith("#")]
-        debian.chroot("postconf", "-e", f"myhostname={FQDN}", f"mydestination={FQDN}, localhost", *lines)
+        debian.chroot("postconf", "-e", f"myhostname={FQDN}", f"mydestination={FQDN}, localhost",
+                        f"relayhost=[{FAR}]", f"mynetworks=127.0.0.0/8 {NETWORK}", *lines)
         debian.chroot("newaliases")
 
     def configure(self, kind: str) -> None:

@@ -6,33 +6,15 @@ per message of everything in the host, submitting programs and logging included.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from statistics import median
 
-from . import accounts, figures
+from . import accounts, figures, smtp
 from .hosts import LISTED, USERS, Failed, Host, Pysendmail
+from .size import Size
 
 Result = Iterator[tuple[str, float]]
 BIG = 25 * 1024 * 1024  # bytes
 LOOKS = 0.5  # seconds between looks at memory
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much of everything. sequential, parallel: messages submitted one by one, and eight at a time. drain: waiting
-    messages. listed: accounts of the large list. details: addresses for each of the fifty users in the largest.
-    strangers: clients that say nothing, and a third of it hostile ones. flood: messages in each of 90 sessions."""
-
-    sequential: int = 200
-    parallel: int = 400
-    drain: int = 3000
-    listed: int = 2000
-    details: int = 200
-    strangers: int = 1000
-    flood: int = 100
-
-
-QUICK = Size(sequential=20, parallel=40, drain=150, listed=100, details=4, strangers=200, flood=5)
 
 
 def submit(host: Host, size: Size) -> Result:
@@ -228,4 +210,5 @@ def _alias_once(host: Host, key: str, lines: str) -> None:
 WORKLOADS: dict[str, Callable[[Host, Size], Result]] = {
     "submit": submit, "mbox": mbox, "mbox50": mbox50, "maildir": maildir, "maildir50": maildir50, "idle": idle,
     "big": big, "alias2000": alias2000, "alias2000u": alias2000u, "include10000": include10000,
-    "flood": flood}
+    "flood": flood, "smtp_mbox": smtp.smtp_mbox, "smtp_mbox50": smtp.smtp_mbox50,
+    "smtp_maildir50": smtp.smtp_maildir50, "relay": smtp.relay, "relay_lasting": smtp.relay_lasting}
