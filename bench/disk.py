@@ -1,5 +1,5 @@
-"""The disk that everything is measured on: an ext4 as mkfs makes it, in a file, so that figures do not depend on what the
-machine's own file system is, and on what else lies there.
+"""The disk that everything is measured on: an ext4 as mkfs makes it, in a file, so that figures do not depend on what
+the machine's own file system is, and on what else lies there.
 
 Without a journal, for instance, ext4 looks at every inode that was freed within a minute before it makes a file: the
 cost of a queue file then grows with the mail of the last minute. Each run has a new file system. Syncs reach the

@@ -38,6 +38,7 @@ def submit(count: int, parallel: int, size: int, recipients: list[str]) -> dict[
         times: list[float] = []
         started = failed = 0
         begin = time.perf_counter()
+        began = time.monotonic()
         while started < count or running:
             while started < count and len(running) < parallel:
                 words = [SENDMAIL, "-oi", recipients[started % len(recipients)]]
@@ -49,7 +50,7 @@ def submit(count: int, parallel: int, size: int, recipients: list[str]) -> dict[
             failed += status != 0
         wall = time.perf_counter() - begin
     use = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"ms": times, "wall_s": wall, "failed": failed, "cpu_s": use.ru_utime + use.ru_stime,
+    return {"ms": times, "began": began, "wall_s": wall, "failed": failed, "cpu_s": use.ru_utime + use.ru_stime,
             "peak_mb": use.ru_maxrss / 1024}
 
 

@@ -73,7 +73,7 @@ class Source:
 
     def __init__(self, words: list[str]) -> None:
         self._begin = time.monotonic()
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
 
     def __enter__(self) -> "Source":
@@ -102,7 +102,7 @@ class Sink:
     """A next hop that takes everything, with one message after the other in a session."""
 
     def __init__(self, words: list[str]) -> None:
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
 
     def __enter__(self) -> "Sink":

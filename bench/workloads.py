@@ -111,7 +111,7 @@ def big(host: Host, size: Size) -> Result:
     for length in (2048, BIG):
         host.mailboxes.empty()
         accounts.reset_peaks(host.pids())
-        cpu, begin = host.cpu(), time.monotonic()
+        cpu = host.cpu()
         found: dict[str, float] = {}
 
         def look(found: dict[str, float] = found) -> None:
@@ -119,10 +119,10 @@ def big(host: Host, size: Size) -> Result:
                 found[name] = max(found.get(name, 0.0), value)
 
         result = host.submit(1, 1, "alice", size=length)
-        accepted = time.monotonic() - begin
+        begin = result["began"]
         while host.mailboxes.bytes() < length - 100 and time.monotonic() - begin < 60:
             look()
-            time.sleep(0.01)
+            time.sleep(0.005)
         if host.mailboxes.count() != 1:
             raise Failed("message has not arrived")
         arrived = time.monotonic() - begin
@@ -130,7 +130,7 @@ def big(host: Host, size: Size) -> Result:
         found["sendmail"] = result["peak_mb"]
         peaks.append(found)
         host.settle()
-    yield "accepted_s", accepted
+    yield "accepted_s", result["wall_s"]
     yield "arrived_s", arrived
     yield "cpu_s", host.cpu() - cpu + result["cpu_s"]
     small, large = peaks

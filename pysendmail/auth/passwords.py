@@ -13,7 +13,6 @@ exception and no log.
 """
 
 import ctypes
-import hmac
 from functools import cache
 from typing import Any
 
@@ -58,6 +57,8 @@ def fits(data: bytes, user: str, password: str) -> bool:
     name, secret = user.encode("utf-8", "surrogateescape"), password.encode("utf-8", "surrogateescape")
     hashed, anybody = find(data, name)
     made = _crypt(secret, hashed or anybody or _NOBODY)
+    import hmac  # with OpenSSL, where there are passwords alone
+
     return bool(hashed) and made is not None and hmac.compare_digest(made, hashed)
 
 

@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from hashlib import blake2b
 
 from ..config import LimitSettings
+from ..mail.digest import blake2b
 
 PLACES = 4096  # of a row, for each count
 MAX_COUNT = 65535

@@ -3,7 +3,8 @@
 A lane holds deliveries for one user and sends them to an agent of that user, at most `window` at a time. Mailbox and
 files share one lane, so that what waits is written together; commands, which may take long, have a few lanes of their
 own for each recipient (a user, or an alias) and go one at a time. Agents live for a burst: idle ones are closed, and
-when all places are taken the least recently used idle one makes room.
+when all places are taken the least recently used idle one makes room. As long as places change hands quickly, USUAL
+ones are enough for the mailboxes of any number of users: fewer processes in memory, and larger batches.
 
 A user can stop or stall his own agents but nobody else's mail:
 
@@ -33,6 +34,8 @@ from ..events import Events
 from ..mail.outcome import Outcome, deferred
 
 MAX_LANES = 50  # agents at once
+USUAL = 20  # mailbox agents at once while nobody waits long: each has some 3 MB, and larger batches
+PATIENCE = 1.0  # seconds that a lane waits for one of these before it gets a further one
 WINDOW = 64  # requests an agent has before it has answered
 COMMAND_LANES = 2  # commands of one recipient at once
 IDLE = 5.0  # seconds an agent is kept without work
@@ -180,9 +183,11 @@ class Agents:
     def _makes_room(self, lane: Lane) -> bool:
         """Whether this lane may have an agent; an idle agent makes room for it."""
         taken = list(self._placed.values())
-        if lane.is_slow and sum(one.is_slow for one in taken) >= max(1, self._most // 2):
+        commands = sum(one.is_slow for one in taken)
+        if lane.is_slow and commands >= max(1, self._most // 2):
             taken = [one for one in taken if one.is_slow]
-        elif len(taken) < self._most:
+        elif len(taken) < self._most and (lane.is_slow or len(taken) - commands < USUAL
+                                          or self._loop.time() - lane.moved >= PATIENCE):
             return True
         idle = min((one for one in taken if one.is_idle), key=lambda one: one.moved, default=None)
         if idle is not None:

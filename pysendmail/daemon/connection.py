@@ -10,16 +10,18 @@ our last words from it. A fault of ours costs the client its connection, and nob
 """
 
 import asyncio
-import ssl
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..events import ClientEvents
 from ..smtp import requests
 from ..smtp.reply import Reply, reply
 from ..smtp.server import Server
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 HIGH_WATER = 64 * 1024  # bytes of replies that wait for the client to read them
 LINGER = 2.0  # seconds that we go on reading after our last word
@@ -34,7 +36,7 @@ class Connection(asyncio.Protocol, ABC):
     """certificate: for STARTTLS. core: has not greeted yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, events: ClientEvents, core: Server,
-                 certificate: ssl.SSLContext | None) -> None:
+                 certificate: "SSLContext | None") -> None:
         self._loop = loop
         self._events = events
         self._core = core
@@ -290,6 +292,7 @@ class Connection(asyncio.Protocol, ABC):
 
 def trouble_words(trouble: OSError) -> str:
     """What went wrong in a handshake, for the log."""
-    if isinstance(trouble, ssl.SSLError):
-        return (trouble.reason or str(trouble)).replace("_", " ").lower()
+    reason = getattr(trouble, "reason", None)  # of an SSLError
+    if reason:
+        return str(reason).replace("_", " ").lower()
     return trouble.strerror or str(trouble) or type(trouble).__name__

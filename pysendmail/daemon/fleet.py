@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..deliver import remote, shipment
+from ..deliver import shipment
 from ..deliver.packet import MAX_PACKET
 from ..deliver.shipment import Answer, Shipment
 from ..mail.outcome import Outcome, deferred
@@ -257,7 +257,7 @@ class Fleet:
         for job, _ in batch:
             process.sent[job.shipment.n] = job
             size = job.shipment.length - job.shipment.offset
-            job.until = now + OPENING + remote.LIMIT + size / remote.SLOWEST + GRACE
+            job.until = now + OPENING + shipment.LIMIT + size / shipment.SLOWEST + GRACE
         return True
 
     def _take_back(self, process: Process, batch: list[tuple[Job, int]], trouble: OSError) -> None:

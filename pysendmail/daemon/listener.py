@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from ssl import SSLContext
+from typing import TYPE_CHECKING
 
 from ..auth import Authenticator, Examiner
 from ..config import Config
@@ -42,6 +42,9 @@ from .opinions import Reception
 from .policy import Client, Inquiries, Policy
 from .ports import Port, address_of, are_public
 from .session import Session
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 FIRST_WRITER = 100  # queue ids: the runner's writers have smaller numbers
 TICK = 1.0  # seconds between looks at the clock for all sessions
@@ -258,7 +261,7 @@ class Listener:
         task.add_done_callback(self._opening.discard)
 
     async def _connect(self, session: Session, connection: socket.socket, client: Client,
-                       certificate: SSLContext | None) -> None:
+                       certificate: "SSLContext | None") -> None:
         """certificate: TLS begins at once."""
         try:
             await self._loop.connect_accepted_socket(

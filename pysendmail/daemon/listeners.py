@@ -11,6 +11,7 @@ is dropped.
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,12 +187,17 @@ class Listeners:
             assert settings is not None
             identity.clean({port.socket.fileno() for port in ports} | self._kept)
             identity.take_errors_for_signals()
-            from ..auth import keeper  # with asyncio, ssl and all that: in the child alone
+            from . import certificates
+
+            is_public = are_public(ports, settings.smtpd)
+            if not certificates.are_wanted(settings.smtpd, is_public=is_public):
+                sys.modules.setdefault("ssl", None)  # type: ignore[arg-type] # asyncio does without
+            from ..auth import keeper  # with asyncio and all that: in the child alone
 
             channel = keeper.start(settings.auth, self._kept) if keeper.is_wanted(settings.auth) else None
-            from . import certificates, listener
+            from . import listener
 
-            found, problem = certificates.read(settings.smtpd)
+            found, problem = certificates.read(settings.smtpd, is_public=is_public)
             if problem:
                 self._log(ERROR, f"SYSERR(root): {problem}")
             if self.user is not None:
@@ -199,7 +205,7 @@ class Listeners:
             identity.harden(supervisor)
             landlock.confine(self._paths.smtp_tmp, self._paths.smtp_new)
             share = listener.Share(ports, self._table, number, found, self._logins(settings, channel),
-                                   self._examiner(settings, is_public=are_public(ports, settings.smtpd)))
+                                   self._examiner(settings, is_public=is_public))
             code = listener.run(self._paths, settings, self._users, self._log, share)
         except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
             self._log(ERROR, f"SYSERR(root): listener: {type(problem).__name__}: {problem}")

@@ -11,10 +11,9 @@ while the listener is leaving. Its tick looks after that (`check`), so that no c
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..auth import Judgement
 from ..mail import trace
@@ -29,6 +28,9 @@ from .connection import Connection
 from .opinions import Opinions, Reception
 from .policy import Client, Opinion, Refusal
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
 SLOW_START = 30.0  # seconds of a message before its rate counts
 LOGIN_TIME = 60.0  # seconds for the answer of who knows passwords
 QUIT, LOST = "QUIT", "lost connection"  # how the core says that a client has left, politely or not
@@ -42,7 +44,7 @@ class Session(Connection):
     """
 
     def __init__(self, reception: Reception, client: Client, terms: Callable[[Client], Settings], daemon: str,
-                 certificate: ssl.SSLContext | None = None, *, is_encrypted: bool = False, wait: float = 0.0) -> None:
+                 certificate: "SSLContext | None" = None, *, is_encrypted: bool = False, wait: float = 0.0) -> None:
         core = Server(terms(client), is_encrypted=is_encrypted)
         super().__init__(reception.loop, reception.events, core, certificate)
         self._reception = reception

@@ -111,6 +111,7 @@ class Supervisor:
             if self.who is not None:
                 # What listeners accept has the group of their door, so that the runner can read it.
                 identity.become(self.who, more_groups=frozenset((os.stat(self.paths.smtp_new).st_gid,)))
+            sys.modules.setdefault("ssl", None)  # type: ignore[arg-type] # asyncio does without; the runner has no use for it
             from . import main  # asyncio and all that: in the child alone
 
             identity.harden(supervisor)

@@ -10,7 +10,8 @@ Nothing here writes anywhere.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
+
+from ..mail.digest import sha256
 
 PIECE = 256 * 1024  # bytes read and written at a time
 

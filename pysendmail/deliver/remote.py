@@ -35,10 +35,9 @@ from ..smtp.transaction import Message
 from ..smtp.trouble import Kind, Result, Stage, Trouble, judge
 from .content import Content
 from .parcel import Unreadable
+from .shipment import LIMIT, SLOWEST
 
 BURST = 8  # pieces of a message that are written before other connections have their turn
-LIMIT = 1800.0  # seconds for one message, whatever its size
-SLOWEST = 1000.0  # bytes per second: a large message has more time
 
 
 @dataclass(frozen=True, slots=True)

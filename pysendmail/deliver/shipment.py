@@ -28,6 +28,8 @@ MAX_HEAD = 8192  # bytes put before the message
 MAX_HOSTS = 32  # named for one destination
 MAX_NOTES = 5
 MAX_WIDTH = 1000
+LIMIT = 1800.0  # seconds that a relay has for one message, whatever its size
+SLOWEST = 1000.0  # bytes per second: a large message has more time
 
 # How the destination itself fared, for whoever plans its next deliveries.
 FINE, ROUGH, DOWN, LOGIN = "", "rough", "down", "login"

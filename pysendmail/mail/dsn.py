@@ -16,10 +16,10 @@ RFC 3461 (who asks for what), 3462 and 6522 (multipart/report), 3464 (delivery-s
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 from . import headers
 from .completion import encoded_words, message_id
+from .digest import sha256
 from .envelope import Envelope, Origin, Recipient, raw, text
 from .outcome import Outcome, one_line
 from .trace import MAILER_DAEMON, addr_spec, date, received, word

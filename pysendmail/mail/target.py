@@ -6,9 +6,9 @@ process can therefore not invent a command (OpenSMTPD CVE-2020-7247, CVE-2020-87
 """
 
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, Self
 
+from .digest import sha256
 from .outcome import Outcome
 
 MAILBOX, FILE, COMMAND, RELAY, KNOWN, FORWARDED = "mailbox", "file", "command", "relay", "known", "forwarded"

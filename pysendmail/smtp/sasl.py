@@ -11,7 +11,6 @@ Secrets appear in no repr, no exception and no log. RFC 4954, RFC 4616 (PLAIN), 
 """
 
 import binascii
-import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -83,6 +82,8 @@ class CramMd5(Mechanism):
     def _answer(self, challenge: bytes) -> bytes:
         if self._round > 1:
             return super()._answer(challenge)
+        import hmac  # with OpenSSL, of which no server has a use
+
         return b"%s %s" % (self._user, hmac.new(self._secret, challenge, "md5").hexdigest().encode("ascii"))
 
 

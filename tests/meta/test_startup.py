@@ -114,3 +114,13 @@ def test_a_launcher_finds_the_tree_it_lies_in(tmp_path: Path, name: str) -> None
     for command, where in ((path, trap), (f"../bin/{name}", trap), (f"bin/{name}", tmp_path)):
         assert subprocess.check_output([command, "-x", "y"], cwd=where, text=True, timeout=50) == expected
     assert Path(path).read_text().startswith("#!/usr/bin/python3 -IS\n")
+
+
+@pytest.mark.parametrize("process", ["supervisor", "main", "listener"])
+def test_what_has_no_use_for_openssl_and_dns_does_not_load_them(process: str, code: str, python: str) -> None:
+    """OpenSSL is 3 MB in each process, what a relay needs another 4; ssl is blocked where the supervisor does that."""
+    telling = (f"import sys; sys.path.insert(0, {code!r}); sys.modules['ssl'] = None\n"
+               f"import pysendmail.daemon.{process}\n"
+               "print(*{'hashlib', '_hashlib', '_ssl', 'dns', 'pysendmail.deliver.remote'} & set(sys.modules))")
+    told = subprocess.run([python, "-I", "-c", telling], capture_output=True, text=True, check=True).stdout
+    assert told.split() == []

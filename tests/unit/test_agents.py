@@ -422,6 +422,33 @@ def test_who_waits_while_others_get_places_waits_longer_but_not_for_ever(desk: D
     assert [desk.outcomes.get(n) for n in numbers[8:]] == [agents.BUSY] * 22
 
 
+def test_mailboxes_share_the_usual_places_while_these_change_hands() -> None:
+    """Fifty users take turns; only who waits for long gets a place beyond the usual ones, so that nobody can take all
+    of these away from the others."""
+    desk = Desk(most=50)
+    users = [f"u{number}" for number in range(agents.USUAL + 5)]
+    numbers = [desk.deliver(user) for user in users]
+    first = desk.grant()
+    assert [agent.user for agent in first] == users[:agents.USUAL]
+    first[0].answer(*first[0].requests())
+    desk.loop.run()
+    assert [agent.user for agent in desk.grant()] == users[agents.USUAL:agents.USUAL + 1], "the idle one has made room"
+    assert desk.outcomes == {numbers[0]: SENT}
+    desk.loop.advance(agents.PATIENCE + agents.TICK)
+    assert [agent.user for agent in desk.grant()] == users[agents.USUAL + 1:]
+    desk.close()
+
+
+def test_commands_take_no_usual_place_from_mailboxes() -> None:
+    desk = Desk(most=50)
+    for number in range(10):
+        desk.deliver(f"c{number}", is_slow=True)
+    for number in range(agents.USUAL):
+        desk.deliver(f"u{number}")
+    assert len(desk.grant()) == 10 + agents.USUAL
+    desk.close()
+
+
 def test_work_for_thousands_of_users_is_linear(desk: Desk) -> None:
     """One message to a long list of users: each delivery looks at those who have a place, not at all who wait."""
     looks = 0
