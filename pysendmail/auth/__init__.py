@@ -88,11 +88,11 @@ class Examination(Protocol):
     async def connected(self, client: Client) -> Reply | None:
         """Before the greeting. A 421 ends the session; another refusal stays in force for all of its mail."""
 
-    async def hello(self, name: str) -> Reply | None:
-        """HELO, EHLO or LHLO."""
+    async def hello(self, name: str, origin: Origin) -> Reply | None:
+        """HELO, EHLO or LHLO. origin: with TLS and login as they are now."""
 
-    async def sender(self, address: str, origin: Origin) -> Reply | None:
-        """MAIL. origin: with TLS and login as they are now."""
+    async def sender(self, address: str, origin: Origin, queue_id: str) -> Reply | None:
+        """MAIL. origin: likewise."""
 
     async def recipient(self, address: str) -> Reply | None:
         """RCPT, after it has been found that this recipient is one."""

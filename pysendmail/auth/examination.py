@@ -85,19 +85,19 @@ class Session:
         self._chain.macros.update(self._first_macros(client))
         return _reply(await self._chain.connected(client.name or client.literal, client.address, client.port))
 
-    async def hello(self, name: str) -> Reply | None:
+    async def hello(self, name: str, origin: Origin) -> Reply | None:
         self._hello, self._sender = name, None
-        return None if self._chain is None else _reply(await self._chain.hello(name))
-
-    async def sender(self, address: str, origin: Origin) -> Reply | None:
-        return await self._tell_sender(address, origin, "")
-
-    async def _tell_sender(self, whom: str, origin: Origin, queue_id: str) -> Reply | None:
-        self._sender, self._recipients = whom, set()
         if self._chain is None:
             return None
-        self._chain.macros.update(_session_macros(origin), i=queue_id, **_path_macros("mail", whom))
-        return _reply(await self._chain.sender(whom))
+        self._chain.macros.update(_session_macros(origin))
+        return _reply(await self._chain.hello(name))
+
+    async def sender(self, address: str, origin: Origin, queue_id: str) -> Reply | None:
+        self._sender, self._recipients = address, set()
+        if self._chain is None:
+            return None
+        self._chain.macros.update(_session_macros(origin), i=queue_id, **_path_macros("mail", address))
+        return _reply(await self._chain.sender(address))
 
     async def recipient(self, address: str) -> Reply | None:
         self._recipients.add(address)
@@ -167,9 +167,9 @@ class Session:
         it."""
         refusal = None if self._is_connected else await self.connected(self._client)
         if refusal is None and self._hello is None:
-            refusal = await self.hello(envelope.origin.helo or self._examiner.hostname)
+            refusal = await self.hello(envelope.origin.helo or self._examiner.hostname, envelope.origin)
         if refusal is None and self._sender is None:
-            refusal = await self._tell_sender(envelope.sender, envelope.origin, envelope.id)
+            refusal = await self.sender(envelope.sender, envelope.origin, envelope.id)
         for one in envelope.recipients:
             if refusal is None and one.address not in self._recipients:
                 refusal = await self.recipient(one.address)
@@ -196,7 +196,7 @@ class Session:
 
 
 def _session_macros(origin: Origin) -> dict[str, str]:
-    """What is known at MAIL. Who is logged in has sent a password: the mechanism is nobody's business any more."""
+    """What may be new at HELO and MAIL. Who is logged in has sent a password: by which mechanism is no matter."""
     version, _, cipher = origin.tls.partition(" ")
     return {"{tls_version}": version, "{cipher}": cipher, "{auth_authen}": origin.auth,
             "{auth_type}": "PLAIN" if origin.auth else ""}

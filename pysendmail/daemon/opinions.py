@@ -108,9 +108,9 @@ class Opinions:
         self._objection = refusal
         return None
 
-    async def hello(self, name: str) -> Reply | None:
+    async def hello(self, name: str, origin: Origin) -> Reply | None:
         """The same about a name that it gives itself."""
-        return await self._examination.hello(name) if self._examination is not None else None
+        return await self._examination.hello(name, origin) if self._examination is not None else None
 
     def drop(self) -> None:
         """The transaction is void."""
@@ -126,7 +126,7 @@ class Opinions:
 
     # ---- its mail
 
-    def sender(self, address: str, key: bytes, origin: Origin) -> Opinion:
+    def sender(self, address: str, key: bytes, origin: Origin, queue_id: str) -> Opinion:
         """May it send as `address` ("" = null)? origin: with TLS and login as they are now."""
         if not self._reception.admission.may_send(key):
             return _TOO_FAST
@@ -135,10 +135,10 @@ class Opinions:
         refusal = self._policy.sender(self.client, origin.auth, address)
         asks_dns = self._reception.inquiries is not None and self.client.is_stranger
         if refusal is None and (asks_dns or self._examination is not None):
-            return self._sender_later(address, origin)
+            return self._sender_later(address, origin, queue_id)
         return refusal
 
-    async def _sender_later(self, address: str, origin: Origin) -> Refusal | None:
+    async def _sender_later(self, address: str, origin: Origin, queue_id: str) -> Refusal | None:
         inquiries, domain = self._reception.inquiries, split(address)[1]
         await self._stood()
         is_checked = self.client.is_stranger and not origin.auth and self._reception.config.smtpd.check_sender
@@ -147,7 +147,7 @@ class Opinions:
             if refusal is not None:
                 return refusal
         if self._examination is not None:
-            return _of(await self._examination.sender(address, origin), "check_mail")
+            return _of(await self._examination.sender(address, origin, queue_id), "check_mail")
         return None
 
     def recipient(self, recipient: Recipient, origin: Origin, arrival: Arrival, *, may_relay: bool) -> Opinion:

@@ -163,7 +163,7 @@ class Session(Connection):
     def _on_hello(self, event: requests.HelloGiven) -> None:
         self._last = "helo"
         if self._opinions.is_examined:
-            self._wait_for(self._opinions.hello(event.name), self._answer)
+            self._wait_for(self._opinions.hello(event.name, self._origin()), self._answer)
         else:
             self._answer(None)
 
@@ -210,7 +210,8 @@ class Session(Connection):
                                 reception.policy.qualified_sender(event.address), event.parameters)
         self._id = self._arrival.id
         key = b"" if self._core.user else self._key
-        self._decide(self._opinions.sender(event.address, key, self._origin()), event.address)
+        opinion = self._opinions.sender(event.address, key, self._origin(), self._id)
+        self._decide(opinion, event.address)
 
     def _on_recipient(self, event: requests.RecipientGiven) -> None:
         self._last = "rcpt"

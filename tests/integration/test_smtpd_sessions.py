@@ -313,11 +313,11 @@ class Examination:
         refused = {"192.0.2.66": reply(421, "4.7.0", "not now"), "192.0.2.67": reply(554, "5.7.1", "never")}
         return refused.get(client.address)
 
-    async def hello(self, name: str) -> Reply | None:
+    async def hello(self, name: str, origin: Origin) -> Reply | None:
         self._note(f"hello {name}")
         return reply(550, "5.7.1", "no such name") if name == "evil.example" else None
 
-    async def sender(self, address: str, origin: Origin) -> Reply | None:
+    async def sender(self, address: str, origin: Origin, queue_id: str) -> Reply | None:
         self._note(f"sender {address} {origin.helo}")
         return reply(550, "5.7.1", "no such sender") if address.startswith("evil@") else None
 

@@ -75,8 +75,8 @@ def run(tmp_path: Path, answers: list[Any], play: Play, *, client: Client = STRA
 async def as_listener(session: Session) -> Judgement | Reply:
     """Tell everything at its time; the first refusal, or the judgement."""
     refusals = [
-        await session.connected(STRANGER), await session.hello("client.example.org"),
-        await session.sender("a@example.org", ORIGIN), await session.recipient("b@host.example"),
+        await session.connected(STRANGER), await session.hello("client.example.org", ORIGIN),
+        await session.sender("a@example.org", ORIGIN, "ABC123"), await session.recipient("b@host.example"),
         await session.recipient("c@host.example")]
     refused = next((one for one in refusals if one is not None), None)
     return refused or await session.judge(draft())
@@ -104,8 +104,9 @@ def test_facts_about_session_and_message_are_macros(tmp_path: Path) -> None:
     macros = one.data(b"D")
     assert macros[0].startswith(b"Cj\0host.example\0_\0client.example.org [192.0.2.7]\0v\0pysendmail\0")
     assert b"{client_addr}\x00192.0.2.7\0" in macros[0]
-    assert b"M{mail_addr}\0a@example.org\0{mail_host}\0example.org\0{mail_mailer}\0esmtp\0" in macros
-    assert b"R{rcpt_addr}\0c@host.example\0{rcpt_host}\0host.example\0{rcpt_mailer}\0esmtp\0" in macros
+    assert b"Mi\0ABC123\0{mail_addr}\0a@example.org\0{mail_host}\0example.org\0{mail_mailer}\0esmtp\0" in macros
+    assert b"Ri\0ABC123\0{rcpt_addr}\0c@host.example\0{rcpt_host}\0host.example\0{rcpt_mailer}\0esmtp\0" in macros
+    assert b"H{tls_version}\0TLSv1.3\0{cipher}\0AES\0" in macros
     assert [one for one in macros if one[:1] in b"TNE"] == [b"Ti\0ABC123\0", b"Ni\0ABC123\0", b"Ei\0ABC123\0"]
 
 
@@ -165,9 +166,9 @@ def test_names_without_a_domain_are_ours(tmp_path: Path) -> None:
 def test_a_second_message_begins_anew(tmp_path: Path) -> None:
     async def play(session: Session) -> Any:
         first = await as_listener(session)
-        await session.sender("x@example.org", ORIGIN)
+        await session.sender("x@example.org", ORIGIN, "ABC123")
         session.drop()
-        await session.sender("a@example.org", ORIGIN)
+        await session.sender("a@example.org", ORIGIN, "ABC123")
         await session.recipient("b@host.example")
         return first, await session.judge(draft())
 
