@@ -110,9 +110,5 @@ class Examination(Protocol):
 class Examiner(Protocol):
     """Who looks at mail."""
 
-    @property
-    def is_wanted(self) -> bool:
-        """Whether there is anything to ask; False: mail need not be examined at all."""
-
     def begin(self, client: Client) -> Examination:
         """A new session with this client."""

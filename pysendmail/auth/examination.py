@@ -51,10 +51,6 @@ class MailExaminer:
     terms: Terms | None = None
     checks: Finder | None = None
 
-    @property
-    def is_wanted(self) -> bool:
-        return self.terms is not None or self.checks is not None
-
     def begin(self, client: Client) -> "Session":
         return Session(self, client)
 

@@ -93,7 +93,7 @@ class Opinions:
     @property
     def is_examined(self) -> bool:
         """Whether there is somebody who examines mail."""
-        return self._reception.examiner is not None and self._reception.examiner.is_wanted
+        return self._reception.examiner is not None
 
     async def connected(self) -> Reply | None:
         """None, or why the client gets no greeting. For who examines mail."""

@@ -20,16 +20,13 @@ from ..config import Config
 from ..deliver.packet import MAX_PACKET
 from ..mail.changes import Draft, Text, split
 from ..mail.envelope import Envelope
-from ..mail.headers import MAX_HEADER
 from ..mail.outcome import deferred
 from ..paths import Paths
-from ..spool.queue_file import read_envelope
+from ..spool.queue_file import pieces, read_envelope
 from ..spool.record import Damaged
 from .examiners import for_scanner
-from .verdict import NewText, Verdict, changed, outcome_of, read_question
+from .verdict import NewText, Verdict, changed, outcome_of, read_question, start_of
 
-PIECE = 64 * 1024  # bytes of a body read or written at once
-START = 2 * MAX_HEADER  # bytes of a message in which its header ends
 PACKETS_AT_ONCE = 16  # read before others have their turn
 LOCAL = Client("127.0.0.1", 0, "localhost", True)
 
@@ -183,22 +180,12 @@ def client_of(envelope: Envelope) -> Client:
 
 def draft_of(fd: int, envelope: Envelope, offset: int, length: int) -> Draft:
     """A message of the queue, as it is examined. Raises OSError."""
-    start = os.pread(fd, min(START, length - offset), offset)
-    trace, head, body_at = split(start)
+    trace, head, body_at = split(start_of(fd, offset, length))
 
     def body() -> Iterator[bytes]:
-        return _pieces(fd, offset + body_at, length)
+        return pieces(fd, offset + body_at, length)
 
     return Draft(envelope, Text(trace, head, body))
-
-
-def _pieces(fd: int, at: int, end: int) -> Iterator[bytes]:
-    while at < end:
-        data = os.pread(fd, min(PIECE, end - at), at)
-        if not data:
-            raise OSError(5, "the queue file is shorter than it says")
-        at += len(data)
-        yield data
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -32,13 +32,13 @@ from ..config import Config
 from ..deliver.packet import MAX_PACKET
 from ..events import Events
 from ..mail.changes import split
-from ..mail.headers import MAX_HEADER
 from ..mail.outcome import Outcome, deferred
 from ..paths import Paths
 from ..spool.queue import Message, Queue
+from ..spool.queue_file import pieces
 from ..spool.rewriting import rewrite
 from . import verdict as packets
-from .verdict import NewText, Verdict
+from .verdict import NewText, Verdict, start_of
 
 MAX_OUT = 20  # messages at a time; every filter has so many connections at most
 IDLE = 60.0  # seconds that a scanner is kept without work
@@ -47,8 +47,6 @@ SLOWEST = 100_000.0  # bytes per second; a large message has more time
 TICK = 5.0  # seconds between looks at the clock
 STEADY_AFTER = 10.0  # seconds after which a scanner's end is no longer taken for a failed start
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0  # seconds before a scanner is asked for again
-PIECE = 256 * 1024  # bytes copied at once
-START = 2 * MAX_HEADER  # bytes of a message in which its header ends
 
 GONE = deferred("4.3.0", "the scanner ended without a verdict")
 SLOW = deferred("4.3.0", "the scanner gave no verdict in time")
@@ -319,21 +317,12 @@ class Scanning:
 def new_text(fd: int, offset: int, length: int, scratch: int, new: NewText | None) -> Iterator[bytes]:
     """The text of a message that has passed. offset, length: of the old one in its file. Raises OSError."""
     if new is None:
-        yield from _pieces(fd, offset, length)
+        yield from pieces(fd, offset, length)
         return
-    trace, _, body_at = split(os.pread(fd, min(START, length - offset), offset))
-    fields = b"".join(_pieces(scratch, 0, new.top + new.head))
+    trace, _, body_at = split(start_of(fd, offset, length))
+    fields = b"".join(pieces(scratch, 0, new.top + new.head))
     yield b"%s%s%s\n" % (fields[:new.top], trace, fields[new.top:])
     if new.body < 0:
-        yield from _pieces(fd, offset + body_at, length)
+        yield from pieces(fd, offset + body_at, length)
     else:
-        yield from _pieces(scratch, len(fields), len(fields) + new.body)
-
-
-def _pieces(fd: int, at: int, end: int) -> Iterator[bytes]:
-    while at < end:
-        data = os.pread(fd, min(PIECE, end - at), at)
-        if not data:
-            raise OSError(errno.EIO, "a file is shorter than it was said to be")
-        at += len(data)
-        yield data
+        yield from pieces(scratch, len(fields), len(fields) + new.body)

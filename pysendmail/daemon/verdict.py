@@ -8,6 +8,7 @@ scanner -> runner   VERDICT. What is new of the text stands in that empty file: 
 Neither end believes the other: sizes are capped, types are checked, and what does not fit raises ValueError.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -24,7 +25,12 @@ MAX_ADDRESSES = 60 * 1024  # characters of all recipients that are added to one 
 MAX_NOTES = 20  # lines for the log about one message
 MAX_SIZE = 1 << 40  # bytes of a body
 
-PASS, DROP = "pass", "drop"
+START = 2 * MAX_HEADER  # bytes of a message in which its header ends
+
+
+def start_of(fd: int, offset: int, length: int) -> bytes:
+    """So much of the text of a queue file that its header is in it. Raises OSError."""
+    return os.pread(fd, min(START, length - offset), offset)
 
 
 def question(queue_id: str, n: int) -> bytes:

@@ -4,8 +4,9 @@ It is written once and never changed; whoever reads it gets the envelope and whe
 files and no directories: names and places are queue.py's.
 """
 
+import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ..mail.envelope import Envelope, from_fields, to_fields
 from . import durable, record
@@ -52,6 +53,16 @@ def read_envelope(fd: int, found: str, *, verify: bool) -> tuple[Envelope, int, 
     if verify and (os.fstat(fd).st_size != length or checksum_of(fd, length) != checksum):
         raise Damaged("length or checksum does not match")
     return from_fields(found, record.fields(block)), offset, length
+
+
+def pieces(fd: int, at: int, end: int) -> Iterator[bytes]:
+    """The bytes of an open file between two places. Raises OSError, also where there are fewer."""
+    while at < end:
+        data = os.pread(fd, min(CHUNK, end - at), at)
+        if not data:
+            raise OSError(errno.EIO, "a file is shorter than it was said to be")
+        at += len(data)
+        yield data
 
 
 def checksum_of(fd: int, length: int) -> int:

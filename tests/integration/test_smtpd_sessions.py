@@ -355,8 +355,6 @@ class Examination:
 
 
 class Examiner:
-    is_wanted = True
-
     def __init__(self, notes: str) -> None:
         self._notes = notes
 
