@@ -127,13 +127,14 @@ class Debian:
         """Run a command in the file system as root, in a pid namespace of its own: nothing outlives it."""
         return run(chroot_words(self.root, command), command, content, check, timeout)
 
-    def boot(self) -> None:
+    def boot(self, hostname: str = HOST) -> None:
         """systemd as pid 1, a loopback interface, and the end of whatever is left once `halt` is called."""
         log = (self.root.parent / f"{self.root.name}.console").open("wb")
         self._groups = own_groups(self.root.name)
         words = ["setpriv", "--pdeathsig=KILL", "systemd-nspawn", "--quiet", "--register=no", "--console=read-only",
-                 "--private-network", "--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--hostname={HOST}",
-                 f"--machine=pysendmail-{os.getpid()}-{self.root.stat().st_ino}", "--boot", f"--directory={self.root}"]
+                 "--private-network", "--resolv-conf=off", "--timezone=off", "--link-journal=no",
+                 f"--hostname={hostname}", f"--machine=pysendmail-{os.getpid()}-{self.root.stat().st_ino}", "--boot",
+                 f"--directory={self.root}"]
         if not os.path.isdir("/run/systemd/system"):
             words.insert(3, "--keep-unit")  # nobody here who could make one
         # The caller may itself be in a sandbox that allows no further system call filter.
@@ -173,6 +174,10 @@ class Debian:
             words += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"]
         return run([*words, *command], command, content, check, timeout)
 
+    def network(self, *command: str) -> None:
+        """Run one of this machine's commands in the network of the booted Debian."""
+        run(["nsenter", f"--target={self.leader()}", "--net", "--", *command], command, b"", True, COMMAND_TIME)
+
     def mailbox(self, user: str) -> str:
         try:
             return self.path(f"/var/mail/{user}").read_text("utf-8", "replace")
@@ -210,6 +215,16 @@ class Debian:
         assert not [at for at in mounted if at.startswith(f"{self.root}/")], "never delete through a mount"
         shutil.rmtree(self.root)
         (self.root.parent / f"{self.root.name}.console").unlink(missing_ok=True)
+
+
+def join(one: Debian, other: Debian, interface: str, addresses: tuple[str, str]) -> None:
+    """A cable between two booted Debians. addresses: of its ends, with the length of the network's prefix."""
+    pids = [str(debian.leader()) for debian in (one, other)]
+    run(["ip", "link", "add", interface, "netns", pids[0], "type", "veth", "peer", "name", interface, "netns", pids[1]],
+        ("ip", "link", "add"), b"", True, COMMAND_TIME)
+    for debian, address in zip((one, other), addresses, strict=True):
+        debian.network("ip", "address", "add", address, "dev", interface)
+        debian.network("ip", "link", "set", interface, "up")
 
 
 def copy_source(source: Path, target: Path) -> None:
