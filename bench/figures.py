@@ -71,6 +71,10 @@ GOALS = {
     ("alias2000", "all_s"): at_most(1.0),
     ("alias2000u", "all_s"): at_most(1.0),
     ("include10000", "all_s"): at_most(1.0),
+    ("flood", "idle_growth_mb"): ours(16.0),
+    ("flood", "junk_growth_mb"): ours(16.0),
+    ("flood", "send_growth_mb"): ours(32.0),
+    ("flood", "refused"): ours(0.0),
 }
 
 

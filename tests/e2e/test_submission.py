@@ -140,7 +140,7 @@ def test_git_send_email(host: Debian) -> None:
                   ("-C", PROJECT, "commit", "-q", "--allow-empty", "-m", "by-git-send-email"),
                   ("-C", PROJECT, "format-patch", "-q", "--always", "--root", "-o", PROJECT, "HEAD")):
         host.run("git", *words, user="alice")
-    options = [f"--{name}={value}" for name, value in server.items()]
+    options = [word for name, value in server.items() for word in (f"--{name}", value)]
     host.run("git", "-C", PROJECT, "send-email", *options, f"{PROJECT}/0001-by-git-send-email.patch", user="alice")
     host.wait_for_mail("bob", "by-git-send-email")
 
