@@ -100,21 +100,22 @@ def is_possible(name: str) -> bool:
 class SystemUsers:
     """The users of this host. Found ones are remembered for KEEP seconds, since one message may have thousands.
 
-    clock: seconds, monotonic.
+    clock: seconds, monotonic. users: who is asked, None = the database.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, users: Users | None = None) -> None:
         self._clock = clock
+        self._lookup, self._by_uid = (users.lookup, users.by_uid) if users is not None else (lookup, by_uid)
         self._kept: dict[str | int, tuple[float, User]] = {}
         self._seen = _signature()
 
     def lookup(self, name: str) -> User | None:
         """As the function of this name, with memory."""
-        return self._remembered(name, lookup)
+        return self._remembered(name, self._lookup)
 
     def by_uid(self, uid: int) -> User | None:
         """As the function of this name, with memory."""
-        return self._remembered(uid, by_uid)
+        return self._remembered(uid, self._by_uid)
 
     def _remembered(self, key: Any, ask: Callable[[Any], User | None]) -> User | None:
         now = self._clock()

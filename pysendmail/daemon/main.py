@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
@@ -28,9 +29,10 @@ from ..route.router import Router
 from ..spool import queue_id
 from ..spool.queue import Queue, prepare
 from ..spool.queue_file import needs_directory_sync
-from ..users import Users
+from ..users import SystemUsers, Users
 from . import agents, doors, vigil
 from .adoption import Adoption
+from .clerk import Clerk
 from .control import ControlDoor
 from .intake import Intake
 from .outgoing import Outgoing
@@ -69,10 +71,17 @@ def run(paths: Paths, config: Config, users: Users, log: Log, sockets: Sockets) 
         events.trouble(f"another runner has {paths.lock}; this one ends")
         return EX_TEMPFAIL
     with lock:
-        return asyncio.run(_serve(paths, config, users, events, sockets))
+        clerk = Clerk(users)
+        with suppress(OSError):  # tried again with the first question
+            clerk.start()  # while this process is small
+        known = SystemUsers(time.monotonic, clerk) if isinstance(users, SystemUsers) else clerk
+        try:
+            return asyncio.run(_serve(paths, config, known, clerk, events, sockets))
+        finally:
+            clerk.close()
 
 
-async def _serve(paths: Paths, config: Config, users: Users, events: Events, sockets: Sockets) -> int:
+async def _serve(paths: Paths, config: Config, users: Users, clerk: Clerk, events: Events, sockets: Sockets) -> int:
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
 
@@ -84,7 +93,8 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
         loop.add_signal_handler(number, end, signal.Signals(number).name)
     queue = Queue(paths, time.time, sync_directories=needs_directory_sync(paths.queue))
     taken = queue.taken_ids()
-    runner, intake, local, relays, scanning = _assemble(loop, paths, config, users, events, sockets, queue, taken)
+    runner, intake, local, relays, scanning = _assemble(
+        loop, paths, config, users, clerk, events, sockets, queue, taken)
     for one in (sockets.link, sockets.wake, sockets.submit, sockets.control):
         one.setblocking(False)
     services: dict[str, Granted] = {"relay": relays.granted, "scan": scanning.granted}
@@ -136,13 +146,13 @@ async def _serve(paths: Paths, config: Config, users: Users, events: Events, soc
     return EX_OK
 
 
-def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users, events: Events,
-              sockets: Sockets, queue: Queue,
+def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users, clerk: Clerk,
+              events: Events, sockets: Sockets, queue: Queue,
               taken: set[str]) -> tuple[Runner, Intake, agents.Agents, Relays, Scanning]:
     router = Router(config)
     aliases = Aliases(config.local.aliases or (paths.aliases,), router.is_local)
     limits = Limits(config.limits.alias_depth, config.limits.alias_results)
-    expander = Expander(router, aliases, users, limits, events.warned)
+    expander = Expander(router, aliases, users, limits, events.warned, clerk.fetch)
     relays = Relays(loop, config, lambda value: _tell(sockets.link, value), events, time.time,
                     lambda destination: runner.revived(destination))
     local = agents.Agents(loop, sockets.link, events, most=config.limits.agents,

@@ -27,6 +27,7 @@ from ..mail.target import COMMAND, FILE, FORWARDED, KNOWN, MAILBOX, Target
 from ..users import Users, fold
 from . import values
 from .aliases import Aliases
+from .lists import Fetch
 from .router import Router, problem, split
 from .values import Value, outcome_of
 from .walk import MAX_WORDS, Limits, Link, Seen, Step, Tell, Walk
@@ -38,15 +39,17 @@ USUAL = Limits()
 
 
 class Expander:
-    """Expands addresses with the names, alias files and users of this host. note: takes lines for the log."""
+    """Expands addresses with the names, alias files and users of this host. note: takes lines for the log. fetch: reads
+    lists."""
 
     def __init__(self, router: Router, aliases: Aliases, users: Users, limits: Limits = USUAL,
-                 note: Callable[[str], None] | None = None) -> None:
+                 note: Callable[[str], None] | None = None, fetch: Fetch | None = None) -> None:
         self.router = router
         self.aliases = aliases
         self.users = users
         self.limits = limits
         self._note = note
+        self._fetch = fetch
 
     def expand(self, address: str, *, seen: Seen | None = None, tell: Tell | None = None) -> list[Target]:
         """The targets of an envelope recipient. seen: is added to. tell: hears of each step."""
@@ -112,7 +115,7 @@ class Expander:
             if self._note is not None:
                 self._note(str(news))
         return Walk(self.router, self.aliases, self.users, self.limits, set() if seen is None else seen, tell, address,
-                    is_again=is_again)
+                    is_again=is_again, fetch=self._fetch)
 
 
 def _spelled(local: str, domain: str) -> str:

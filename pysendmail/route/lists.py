@@ -8,28 +8,39 @@ directories that only root can change. One that everybody can write is not used 
 
 import os
 import stat
+from collections.abc import Callable
 
 from . import textfile, values
 from .values import Line
 
+Fetch = Callable[[str, int], tuple[bytes, str]]
 
-def read(path: str, limit: int) -> tuple[list[Line], str]:
-    """(lines of a list of at most `limit` bytes, why it cannot be used or "").
+
+def read(path: str, limit: int, fetcher: Fetch | None = None) -> tuple[list[Line], str]:
+    """(lines of a list of at most `limit` bytes, why it cannot be used or ""). fetcher: instead of `fetch`.
 
     An empty list is one that cannot be used: it is being written, or there is nobody to get the mail.
     """
+    data, trouble = (fetcher or fetch)(path, limit)
+    if trouble:
+        return [], trouble
+    lines = values.parse_lines(data)
+    return lines, "" if lines else f"list {path} is empty"
+
+
+def fetch(path: str, limit: int) -> tuple[bytes, str]:
+    """(the content of a list, why it cannot be used or "")."""
     try:
         data, status = textfile.read(path, limit)
         if not is_shown(path, status):
-            return [], f"list {path}: must be readable by everybody, or root's in directories of root's alone"
+            return b"", f"list {path}: must be readable by everybody, or root's in directories of root's alone"
     except OSError as trouble:
-        return [], f"cannot read list {path}: {trouble.strerror}"
+        return b"", f"cannot read list {path}: {trouble.strerror}"
     if status.st_mode & stat.S_IWOTH:
-        return [], f"list {path} is writable by everybody"
+        return b"", f"list {path} is writable by everybody"
     if b"\0" in data:
-        return [], f"list {path} has NUL bytes: it is damaged"
-    lines = values.parse_lines(data)
-    return lines, "" if lines else f"list {path} is empty"
+        return b"", f"list {path} has NUL bytes: it is damaged"
+    return data, ""
 
 
 def is_shown(path: str, status: os.stat_result) -> bool:

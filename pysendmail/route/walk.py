@@ -68,11 +68,11 @@ class Walk:
     """One call of Expander.
 
     seen: the message's memory, added to at the end. address: what is being expanded. is_again: aliases that were gone
-    into before are to be gone into again, since one of their targets is being replaced.
+    into before are to be gone into again, since one of their targets is being replaced. fetch: see lists.read.
     """
 
     def __init__(self, router: Router, aliases: Aliases, users: Users, limits: Limits, seen: Seen, tell: Tell | None,
-                 address: str, *, is_again: bool = False) -> None:
+                 address: str, *, is_again: bool = False, fetch: lists.Fetch | None = None) -> None:
         self._router = router
         self._aliases = aliases
         self._names = Names(router, aliases, users)
@@ -81,6 +81,7 @@ class Walk:
         self._tell = tell
         self._address = address
         self._is_again = is_again
+        self._fetch = fetch
         self._stack: list[tuple[Iterator[Value], Link]] = []
         self._results: list[Target] = []
         self._keys: Seen = set()
@@ -324,7 +325,7 @@ class Walk:
         if entry is not None and danger:
             self.know(link.address, deferred("4.3.5", f"{entry.place}: list not used: {entry.file} {danger}"), link)
             return
-        lines, trouble = lists.read(path, self._limits.list_size)
+        lines, trouble = lists.read(path, self._limits.list_size, self._fetch)
         if trouble:
             self.know(link.address, deferred("4.2.4", trouble), link)
             return

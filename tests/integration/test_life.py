@@ -414,3 +414,19 @@ def test_limit_on_processes_puts_mail_off(make_host: MakeHost) -> None:
     resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
     host.wait_empty()
     assert host.copies("bob", mail) == 1
+
+
+# ---- a directory service that hangs
+
+
+def test_user_database_that_hangs_for_one_stops_no_other_mail(make_host: MakeHost) -> None:
+    host = make_host(settings=SOON, constants=QUICK | {"pysendmail.daemon.clerk.WITHIN": 0.5})
+    gate = Path(f"{host.paths.root}/users.down.carol")
+    gate.touch()
+    host.start()
+    slow, other = host.send("carol"), host.send("bob")
+    assert "stat=Sent" in host.outcome(other, "bob")
+    assert "the user database does not answer" in host.outcome(slow, "carol")
+    gate.unlink()
+    host.wait_empty()
+    assert (host.copies("carol", slow), host.copies("bob", other)) == (1, 1)

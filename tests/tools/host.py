@@ -54,7 +54,8 @@ _numbers = itertools.count(1)
 
 
 class Table:
-    """The users of a private host. While there is a file users.down nobody is told who a name is."""
+    """The users of a private host. While there is a file users.down nobody is told who a name is, and
+    while there is users.down.NAME, who asks for NAME waits for ever."""
 
     def __init__(self, root: str) -> None:
         self._trouble = f"{root}/users.down"
@@ -64,6 +65,8 @@ class Table:
     def lookup(self, name: str) -> User | None:
         if os.path.exists(self._trouble):
             raise LookupTrouble(5, "the directory service does not answer")
+        if os.path.exists(f"{self._trouble}.{name}"):
+            signal.pause()
         return self._known.get(name) or self._known.get(name.lower())
 
     def by_uid(self, uid: int) -> User | None:
