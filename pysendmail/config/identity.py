@@ -61,10 +61,10 @@ def canonical(text: str, node: str) -> str:
 
 
 def local_names(hostname: str, domain: str, listed: tuple[str, ...]) -> tuple[str, ...]:
-    """The domains whose mail stays here. A list of the administrator's replaces what is guessed, not what is sure."""
-    sure = ("localhost", hostname)
-    guessed = ("localhost.localdomain", hostname.split(".", 1)[0], domain)
-    return tuple(dict.fromkeys((*sure, *(listed or guessed))))
+    """The domains whose mail stays here. A list of the administrator's replaces what is guessed, not what is sure: the
+    short hostname is nobody else's domain either, and local programs write it."""
+    sure = ("localhost", hostname, "localhost.localdomain", hostname.split(".", 1)[0])
+    return tuple(dict.fromkeys((*sure, *(listed or (domain,)))))
 
 
 def _read(path: str) -> str:

@@ -223,8 +223,8 @@ class Config:
         common=True)
     local_domains: tuple[str, ...] = setting(
         (), kinds.DOMAINS,
-        "Domains whose mail is for users of this host, besides localhost and hostname. Empty: also domain and the"
-        " short hostname.", common=True)
+        "Domains whose mail is for users of this host, besides localhost, hostname and its first word. Empty: also"
+        " domain.", common=True)
     local: LocalSettings = LocalSettings()
     relay: RelaySettings = RelaySettings()
     smtpd: SmtpdSettings = SmtpdSettings()

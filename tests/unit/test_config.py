@@ -98,7 +98,8 @@ def test_listeners_of_their_own_come_after_the_usual_ones(paths: Paths) -> None:
     ('[local]\nmailbox = "maildir"\n', {"local.mailbox": "maildir"}),
     ('hostname = "a.lab.test"\nlocal_domains = ["a.lab.test", "localhost.lab.test", "localhost"]\n\n[local]\n'
      'mailbox = "mbox"\n\n[smtpd]\nrelay_from = ["127.0.0.0/8", "::1/128", "10.99.0.0/24", "fd99::/64"]\n[limits]\n',
-     {"hostname": "a.lab.test", "local_domains": ("localhost", "a.lab.test", "localhost.lab.test")}),
+     {"hostname": "a.lab.test",
+      "local_domains": ("localhost", "a.lab.test", "localhost.localdomain", "a", "localhost.lab.test")}),
 ])
 def test_ordinary_drop_ins_load(paths: Paths, text: str, expected: dict[str, Any]) -> None:
     write(f"{paths.conf_dir}/90.toml", text)
@@ -398,7 +399,7 @@ def test_settings_come_before_the_system(paths: Paths) -> None:
     write(paths.settings, 'domain = "example.com"\nlocal_domains = ["one.example"]\n')
     found = config.load(paths, NODE)
     assert (found.hostname, found.domain) == (NODE, "example.com")
-    assert found.local_domains == ("localhost", NODE, "one.example")
+    assert found.local_domains == ("localhost", NODE, "localhost.localdomain", "box", "one.example")
 
 
 def test_a_name_that_others_may_refuse_is_named(paths: Paths) -> None:
