@@ -108,7 +108,7 @@ def read_action(answer: str) -> Action:
         return Action()
     if verb in _PERMIT:
         return Action(is_final=True)
-    if verb == "WARN":
+    if verb in ("WARN", "INFO"):
         return Action(note=text)
     if verb == "PREPEND":
         return Action(field=text)

@@ -28,6 +28,7 @@ from pysendmail.smtp.reply import reply
     ("defer", Action(reply(450, "4.7.1", "Access denied, try again later"), is_final=True)),
     ("defer_if_reject later", Action()),
     ("warn look at this", Action(note="look at this")),
+    ("info look at this", Action(note="look at this")),
     ("prepend X-Greylist: delayed 301 seconds", Action(field="X-Greylist: delayed 301 seconds")),
     ("hold", Action(hold="a policy server wants it held")),
     ("hold for Anne", Action(hold="for Anne")),
