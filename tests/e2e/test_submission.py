@@ -15,8 +15,9 @@ from .debian import Debian, until
 ADDRESS = "192.0.2.25"
 PROJECT = "/home/alice/project"
 PASSWORDS = {"filed": "of-the-file", "alice": "of-the-host", "doved": "of-dovecot"}
-PROGRAMS = ("dovecot-core", "python3-pampy", "python3-six", "swaks", "git", "git-email", "libnet-ssleay-perl",
-            "libio-socket-ssl-perl", "libauthen-sasl-perl", "fail2ban", "postgrey", "ssl-cert", "iproute2", "openssl")
+PROGRAMS = ("dovecot-core", "python3-pampy", "python3-six", "swaks", "git", "git-email", "libmailtools-perl",
+            "libnet-ssleay-perl", "libio-socket-ssl-perl", "libauthen-sasl-perl", "fail2ban", "postgrey", "ssl-cert",
+            "iproute2", "openssl")
 
 SETTINGS = """
 [smtpd]
