@@ -14,6 +14,8 @@ FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
 SIZE = 512 * 1024 * 1024  # bytes, of a sparse file: xfs wants 300 MB, sendmail wants 64 MB of it free
 MAKE = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
+# The old file system may live on (see remount), and xfs mounts no second one with the same number of its own.
+OPTIONS = {"ext4": "rw", "xfs": "nouuid"}
 WITHIN = 60.0  # seconds for any of the programs
 
 
@@ -53,7 +55,7 @@ class Disk:
 
     def mount(self) -> None:
         self._device = run(["losetup", "--find", "--show", self._image]).strip()
-        run(["mount", "-t", self.kind, self._device, self.path])
+        run(["mount", "-t", self.kind, "-o", OPTIONS[self.kind], self._device, self.path])
 
     def sync(self) -> None:
         """Everything on this disk is safe from here on."""

@@ -7,6 +7,7 @@ promise is made; then everything is killed, the disks are mounted again and the 
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_the_cut_loses_what_nobody_has_synced(make_machine: MakeMachine) -> None
     found = {name: Path(f"{directory}/{name}").read_text() for name in os.listdir(directory)}
     assert found == {"synced, old": "synced", "synced then renamed, old": "synced then renamed",
                      "renamed then synced, new": "renamed then synced"}
+
+
+def test_whoever_holds_on_to_the_old_file_system_is_no_hindrance(make_machine: MakeMachine) -> None:
+    """A sandbox anywhere on this host that is started meanwhile has every mount in its own namespace."""
+    machine = make_machine()
+    if machine is None:
+        return
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; read -r word"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as elsewhere:
+        assert elsewhere.stdout and elsewhere.stdout.readline() == b"\n"
+        machine.cut()
+        elsewhere.communicate()
+    assert os.path.isdir(machine.host.paths.queue)
 
 
 def test_submitted_while_the_daemon_is_down(make_machine: MakeMachine) -> None:

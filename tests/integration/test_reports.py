@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pysendmail.daemon import schedule
 from tests.tools.host import Host, Mail
 
 MakeHost = Callable[..., Host]
@@ -151,7 +152,8 @@ def test_expired_mail_comes_back_with_the_last_reason(make_host: MakeHost) -> No
     report, = host.reports("alice", mail)
     assert field(report, "Status") == ["5.4.7"]
     assert "the printer is on fire" in report
-    assert len(host.log.find(r"to=<bob@.*stat=Deferred")) == 3
+    # At least: a due time is a whole second, so that some tries may follow each other closely while it is young.
+    assert len(host.log.find(r"to=<bob@.*stat=Deferred")) >= schedule.MIN_ATTEMPTS
     assert host.copies("carol", mail) == 1
 
 
