@@ -175,11 +175,7 @@ class Logins:
         if not self._senders or not sender:
             return True
         allowed = self._senders.get(user) or self._senders.get(EVERYBODY, "")
-        local, domain = address.split_text(sender)
-        if "@" not in allowed:
-            return bool(allowed) and domain.lower() == allowed.lower()
-        allowed_local, allowed_domain = address.split_text(allowed)
-        return local == allowed_local and domain.lower() == allowed_domain.lower()
+        return any(_covers(one, sender) for one in allowed.split(" ") if one)
 
     def close(self) -> None:
         if self._dovecot is not None:
@@ -188,3 +184,12 @@ class Logins:
             self._keeper.close()
         elif self._channel is not None:
             self._channel.close()
+
+
+def _covers(allowed: str, sender: str) -> bool:
+    """Whether an address or a domain that is allowed is that of a sender."""
+    local, domain = address.split_text(sender)
+    if "@" not in allowed:
+        return domain.lower() == allowed.lower()
+    allowed_local, allowed_domain = address.split_text(allowed)
+    return local == allowed_local and domain.lower() == allowed_domain.lower()

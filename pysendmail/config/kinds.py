@@ -298,6 +298,14 @@ def _sender_key(text: str) -> str:
     return _address(text) if "@" in text else text
 
 
+def _senders(text: str) -> str:
+    """Addresses and domains with a blank between them."""
+    words = [word for word in text.replace(",", " ").split(" ") if word]
+    if not words:
+        raise ValueError("must be addresses or domains, not empty")
+    return " ".join(map(_address_or_domain, words))
+
+
 _masquerade_table = _table(_sender_key, _address_or_domain)
 
 
@@ -325,4 +333,4 @@ NETWORKS = Kind("list of networks", _list(_network))
 TRANSPORT = Kind('table of "host:port", "lmtp:unix:/path", "lmtp:host:port" or "mx" by recipient',
                  _table(_transport_key, _transport_value), is_table=True)
 MASQUERADE = Kind("domain, address, or a table of these by sender", _masquerade, is_table=True)
-SENDERS = Kind("table of addresses or domains by login name", _table(_sender_key, _address_or_domain), is_table=True)
+SENDERS = Kind("table of addresses or domains by login name", _table(_sender_key, _senders), is_table=True)

@@ -130,7 +130,8 @@ class AuthSettings:
     password_file: str = setting("", kinds.PATH, "File of users and password hashes, for clients that log in.")
     pam: bool = setting(False, kinds.BOOLEAN, "Let PAM judge clients that log in (python3-pampy, python3-six).")
     senders: tuple[tuple[str, str], ...] = setting(
-        (), kinds.SENDERS, "Sender address or domain that a login name may use. Empty: any.")
+        (), kinds.SENDERS,
+        "Sender addresses and domains, with blanks between them, that a login name may use. Empty: any.")
     results: bool = setting(
         True, kinds.BOOLEAN,
         "Check SPF, DKIM and DMARC where their libraries are installed, and say so in Authentication-Results.")

@@ -96,6 +96,8 @@ def test_listeners_of_their_own_come_after_the_usual_ones(paths: Paths) -> None:
     ('[queue]\nlifetime = 3\n', {"queue.lifetime": 3}),
     ('[queue]\ndelay_warning = 2\n', {"queue.delay_warning": 2}),
     ('[local]\nmailbox = "maildir"\n', {"local.mailbox": "maildir"}),
+    ('[auth]\nsenders = { alice = "a@Example.org, example.NET", "*" = "example.com" }\n',
+     {"auth.senders": (("alice", "a@example.org example.net"), ("*", "example.com"))}),
     ('hostname = "a.lab.test"\nlocal_domains = ["a.lab.test", "localhost.lab.test", "localhost"]\n\n[local]\n'
      'mailbox = "mbox"\n\n[smtpd]\nrelay_from = ["127.0.0.0/8", "::1/128", "10.99.0.0/24", "fd99::/64"]\n[limits]\n',
      {"hostname": "a.lab.test",

@@ -387,6 +387,9 @@ def test_nobody_who_knows_passwords() -> None:
     ({"alice": "example.org", "*": "example.net"}, "bob", "b@example.net", True),
     ({"alice": "example.org", "*": "example.net"}, "alice", "a@example.net", False),
     ({"alice": "example.org"}, "alice", "local", False),
+    ({"alice": "a@example.org example.net"}, "alice", "a@example.org", True),
+    ({"alice": "a@example.org example.net"}, "alice", "x@example.net", True),
+    ({"alice": "a@example.org example.net"}, "alice", "b@example.org", False),
 ])
 def test_what_a_login_may_send_as(senders: dict[str, str], user: str, sender: str, may: bool) -> None:
     async def play(made: Logins) -> bool:
