@@ -343,7 +343,8 @@ class Destination:
         return refused or Refused(deferred("4.4.1", "no other host is left to be tried"), FINE)
 
     async def _open_at(self, place: Place) -> Session | Result:
-        """A session at one place; where TLS was only offered and does not work, without it (RFC 7435)."""
+        """A session at one place; where TLS was only offered and does not work, without it (RFC 7435), unless there
+        is a login: it would not be sent in the clear, and its absence would hide what is wrong."""
         terms = await self._means.terms(place)
         if isinstance(terms, Result):
             return terms
@@ -353,7 +354,8 @@ class Destination:
             self._means.opened(place)
             return opened
         self._means.failed(place, opened, self._loop.time() - began)
-        if opened.has_broken_tls and terms.options.tls is Tls.MAY and not place.is_encrypted:
+        options = terms.options
+        if opened.has_broken_tls and options.tls is Tls.MAY and not place.is_encrypted and not options.credentials:
             return await self._open_at(place)  # failed() has seen to it that the terms are others now
         return opened.result
 

@@ -232,10 +232,11 @@ class Relay:
         is_near = place.port == 0 or own.is_loopback(place.address)
         policy = tls.Policy(self._relay.tls) if is_smarthost else tls.Policy.MAY
         usage = Tls.MAY if policy is tls.Policy.MAY else Tls.MUST
-        if (place.is_lmtp and is_near) or (usage is Tls.MAY and self._is_in_the_clear(place)):
+        logs_in = is_smarthost and self._login.is_wanted
+        if (place.is_lmtp and is_near) or (usage is Tls.MAY and not logs_in and self._is_in_the_clear(place)):
             usage = Tls.NEVER
         credentials = None
-        if is_smarthost and self._login.is_wanted:
+        if logs_in:
             try:
                 credentials = await self._login.credentials()
             except login.NoToken as problem:

@@ -102,6 +102,16 @@ def test_tls_that_does_not_work_is_no_reason_to_go_in_the_clear(
     assert not sink.commands("MAIL")
 
 
+def test_tls_that_does_not_work_is_what_a_login_waits_for() -> None:
+    """Not an AUTH that is missing because there is no TLS."""
+    with Sink(offers=(*OFFERS, TLS), replies=BROKEN) as sink:
+        answers = run(sink, tls="may", times=2, username="relay", password="secret")
+    assert [statuses(answer) for answer in answers] == [["4.7.5"], ["4.7.5"]]
+    assert "TLS" in answers[0].outcomes[0].reason
+    assert not sink.commands("AUTH")
+    assert not sink.commands("MAIL")
+
+
 def test_nothing_that_came_in_the_clear_is_read_after_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
     """CVE-2021-38371: replies put behind the go-ahead by somebody in between."""
     with Sink(tls=certificate[1], replies={"starttls": b"220 2.0.0 go\r\n250-evil\r\n250 AUTH PLAIN\r\n"}) as sink:
