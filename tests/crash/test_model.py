@@ -23,7 +23,7 @@ from pysendmail.spool import dropbox
 from tests.crash.effort import IS_FULL, say, some
 from tests.crash.explore import Crash, crashes, on_disk
 from tests.crash.model import Model
-from tests.crash.world import IMPATIENT, PATHS, WARNING, World, new_world
+from tests.crash.world import FILTERED, IMPATIENT, PATHS, WARNING, World, new_world
 
 HOUR = 3600.0
 
@@ -67,6 +67,20 @@ def send_by_smtp(world: World) -> None:
     world.run()
 
 
+def examine(world: World) -> None:
+    world.config = FILTERED
+    send(world, "alice", "carol", away="carol")
+
+
+def examine_late(world: World) -> None:
+    """There is a filter only when the message has been tried already."""
+    world.away["carol"] = world.model.now + 400
+    world.submit("one", "alice", "carol")
+    world.run(100)
+    world.config = FILTERED
+    world.run()
+
+
 SCENARIOS = [
     Scenario("delivered in the first pass", lambda world: send(world, "alice"), has=("alice",)),
     Scenario("to two users", lambda world: send(world, "alice", "carol"), has=("alice", "carol")),
@@ -80,6 +94,8 @@ SCENARIOS = [
     Scenario("one delivered, one given up", expire, has=("alice",), told=("bob",)),
     Scenario("over the submission socket", send_by_socket, has=("carol",)),
     Scenario("over SMTP, one delivered, one deferred", send_by_smtp, has=("alice", "carol")),
+    Scenario("examined, one delivered, one deferred", examine, has=("alice", "carol")),
+    Scenario("examined only when one is delivered and one deferred", examine_late, has=("alice", "carol")),
     Scenario("one is late and its sender is warned", warn, has=("carol",)),
 ]
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -50,9 +50,8 @@ def host(debian: Debian) -> Debian:
     debian.chroot("sh", "-c", f"mkdir -p /etc/dkimkeys; opendkim-genkey -D /etc/dkimkeys -s test -d {FQDN};"
                               " chown -R opendkim /etc/dkimkeys; usermod -a -G opendkim _pysmtpd")
     debian.write("/var/lib/clamav/local.ndb", f"Test.Virus:0:*:{VIRUS.encode().hex()}\n")
-    # Debian's unit waits for the database that freshclam would fetch.
-    debian.write("/etc/systemd/system/clamav-daemon.service.d/local.conf",
-                 "[Unit]\nConditionPathExistsGlob=\nConditionPathExistsGlob=\n")
+    for unit in ("service", "socket"):  # Debian's units want the database that freshclam would fetch
+        debian.write(f"/etc/systemd/system/clamav-daemon.{unit}.d/local.conf", "[Unit]\nConditionPathExistsGlob=\n")
     debian.chroot("sed", "-i", "s/^OnInfected.*/OnInfected Reject/", "/etc/clamav/clamav-milter.conf")
     debian.write("/etc/rspamd/local.d/milter_headers.conf", "extended_spam_headers = true;\nskip_local = false;\n")
     debian.boot()
