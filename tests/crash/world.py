@@ -159,6 +159,9 @@ class Expander:
             return [Target(MAILBOX, address, user=name)]
         return [Target(KNOWN, address, outcome=failed("5.1.1", "no such user"))]
 
+    def again(self, target: Target, *, seen: object = None) -> list[Target]:
+        return self.expand(target.address)
+
 
 class Users:
     def lookup(self, name: str) -> User | None:
