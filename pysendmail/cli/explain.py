@@ -61,7 +61,7 @@ class Explainer:
     def __init__(self, paths: Paths, config: Config, users: Users) -> None:
         self._paths, self._config, self._users = paths, config, users
         self._router = Router(config)
-        self._owner = _owner_of(paths.queue) if os.geteuid() == 0 else None
+        self._owner = owner_of(paths.queue) if os.geteuid() == 0 else None
 
     def explain(self, address: str) -> Explanation:
         """Where mail for this address goes. Raises Unanswered if a part of the answer cannot be had."""
@@ -91,7 +91,7 @@ class Explainer:
             targets = work(Expander(self._router, aliases, self._users, limits), seen, steps.append)
             return {"targets": [target.to_json() for target in targets], "steps": steps, "seen": sorted(seen)}
 
-        answer = _as_user(self._owner, expand)
+        answer = as_user(self._owner, expand)
         memory[:] = answer["seen"]
         found.steps += [Step(*step) for step in answer["steps"]]
         return [Target.from_json(value) for value in answer["targets"]]
@@ -117,7 +117,7 @@ class Explainer:
         if os.geteuid() not in (0, user.uid):
             tell(f"only root and {user.name} can say whether there is one")
             return None
-        answer = _as_user(user, lambda: _read(user, target, self._config))
+        answer = as_user(user, lambda: _read(user, target, self._config))
         for note in answer["notes"]:
             tell(note)
         path, verdict = answer["path"], answer["verdict"]
@@ -197,7 +197,7 @@ def as_json(found: Explanation) -> dict[str, Any]:
 # ---- as somebody else
 
 
-def _owner_of(path: str) -> User | None:
+def owner_of(path: str) -> User | None:
     """Whoever a directory belongs to, if that is not root."""
     try:
         seen = os.stat(path)
@@ -206,7 +206,7 @@ def _owner_of(path: str) -> User | None:
     return User("_pysendmail", seen.st_uid, seen.st_gid, "/", "") if seen.st_uid else None
 
 
-def _as_user(user: User | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def as_user(user: User | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `work` returns when this user does it; None, or we are not root: ourselves. Raises Unanswered."""
     if user is None or os.geteuid() != 0:
         return work()

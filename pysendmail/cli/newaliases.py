@@ -5,6 +5,7 @@ command is what people run it for: the counts, each bad line by file and line nu
 is well, and the two log lines that logwatch knows.
 
 A file that somebody other than root could have written is refused, as sendmail does: who runs this would vouch for it.
+So is one that the runner, which is not root, cannot read: all local mail would wait.
 """
 
 import os
@@ -17,6 +18,8 @@ from ..paths import Paths
 from ..route import aliases, textfile
 from ..route.router import Router
 from ..users import LookupTrouble, by_uid
+from .ask import Unanswered
+from .explain import as_user, owner_of
 
 EX_OK, EX_DATAERR, EX_CONFIG = 0, 65, 78
 MAX_LINE = 1000  # characters of a complaint
@@ -36,11 +39,11 @@ def main(args: list[str], paths: Paths, *, log: Log | None = None) -> int:
         config = Config(hostname="localhost", domain="localhost")
     router = Router(config)
     for file in config.local.aliases or (paths.aliases,):
-        code = max(code, _check(file, router, log))
+        code = max(code, _check(file, router, log, paths))
     return code
 
 
-def _check(file: str, router: Router, log: Log) -> int:
+def _check(file: str, router: Router, log: Log, paths: Paths) -> int:
     """One alias file: what is in it goes to standard output, what is wrong with it to standard error."""
     table, _ = aliases.load(file, router.is_local)
     if table.trouble:
@@ -49,6 +52,9 @@ def _check(file: str, router: Router, log: Log) -> int:
     danger = table.danger or danger_above(file)
     if danger:
         _complain(f"{file}: unsafe: {danger}")
+        return EX_CONFIG
+    if not _is_readable(file, paths):
+        _complain(f"{file}: the mail system's own user cannot read it, and all local mail waits; chmod 644")
         return EX_CONFIG
     for problem in table.problems:
         _complain(str(problem))
@@ -59,6 +65,15 @@ def _check(file: str, router: Router, log: Log) -> int:
     log(NOTICE, f"alias database {shown(file)} rebuilt by {shown(_caller())}")
     log(INFO, shown(counts))
     return EX_DATAERR if table.errors else EX_OK
+
+
+def _is_readable(file: str, paths: Paths) -> bool:
+    """Whether the runner, whose the queue is, may read a file; True if that cannot be found out."""
+    try:
+        answer = as_user(owner_of(paths.queue), lambda: {"may": os.access(file, os.R_OK)})
+    except Unanswered:
+        return True
+    return bool(answer["may"])
 
 
 def danger_above(path: str) -> str:

@@ -211,14 +211,14 @@ def test_root_looks_at_nothing_itself(open_paths: Paths) -> None:
     ids=["ends", "no-json", "raises", "is-killed"])
 def test_a_child_without_an_answer_is_one_line(work: Any) -> None:
     with pytest.raises(Unanswered, match="nobody could look at the files of x"):
-        explain._as_user(User("x", NOBODY, NOBODY, "/", ""), work)
+        explain.as_user(User("x", NOBODY, NOBODY, "/", ""), work)
 
 
 @pytest.mark.root
 def test_a_child_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain, "WITHIN", 0.05)
     with pytest.raises(Unanswered):
-        explain._as_user(User("x", NOBODY, NOBODY, "/", ""), lambda: __import__("signal").pause())
+        explain.as_user(User("x", NOBODY, NOBODY, "/", ""), lambda: __import__("signal").pause())
 
 
 # ---- the command

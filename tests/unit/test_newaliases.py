@@ -11,6 +11,7 @@ from pysendmail.cli import newaliases
 from pysendmail.events import INFO, NOTICE
 from pysendmail.paths import Paths
 from pysendmail.users import LookupTrouble, by_uid
+from tests.tools import elsewhere
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +94,22 @@ def test_a_file_that_others_can_write_is_refused(mode: int, words: str, run: Cal
     done = run()
     assert (done.code, done.out, done.log) == (78, "", [])
     assert done.err == f"{paths.aliases}: unsafe: {words}\n"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("mode", "code"), [(0o600, 78), (0o640, 78), (0o604, 0)])
+def test_a_file_that_the_runner_cannot_read_is_refused(mode: int, code: int, run: Callable[..., Run],
+                                                       paths: Paths) -> None:
+    """Root can, and would not see why all mail waits."""
+    with elsewhere.public_directory() as place:
+        file = Path(place, "aliases")
+        file.write_text("root: alice\n")
+        file.chmod(mode)
+        Path(paths.settings).write_text(f'[local]\naliases = ["{file}"]\n')
+        os.chown(paths.queue, elsewhere.SOMEBODY_ELSE, elsewhere.SOMEBODY_ELSE)
+        done = run()
+    assert done.code == code
+    assert ("own user cannot read it" in done.err) == bool(code)
 
 
 @pytest.mark.parametrize(("mode", "is_refused"), [(0o755, False), (0o775, True), (0o777, True), (0o1777, False)])
