@@ -13,10 +13,12 @@ from .disk import Disk
 from .figures import Figures, Sample
 from .hosts import CACHE, Failed, Host, Postfix, Pysendmail
 from .network import NotSent
+from .peers import IN, PEERS
 from .size import QUICK, Size
 from .workloads import WORKLOADS
 
 SETTLING = 2.0  # seconds between workloads, for the disk
+TROUBLE = (Failed, NotSent, NotImplementedError, AssertionError, OSError, subprocess.SubprocessError)
 
 
 def arguments() -> argparse.Namespace:
@@ -29,24 +31,33 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--suite", default="bookworm", help="the Debian to measure on (default: bookworm)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small counts: whether it works, not how fast")
-    parser.add_argument("--only", choices=(figures.OURS, figures.THEIRS), help="measure one of the two")
+    parser.add_argument("--only", nargs="+", choices=(figures.OURS, figures.THEIRS, *PEERS),
+                        help="measure these, in all of the workloads")
     parser.add_argument("--here", action="store_true", help="on the file system of /var/tmp, not on an ext4 of its own")
     parser.add_argument("--log", type=Path, help="append each figure to this file, a line of JSON each")
     parser.add_argument("--table", type=Path, help="print the table of such a file and measure nothing")
     return parser.parse_args()
 
 
-def measure(hosts: list[Host], workloads: list[str], rounds: int, size: Size, results: Figures) -> None:
-    """Each workload on each host in turn, round by round."""
+def measure(hosts: list[Host], workloads: list[str], rounds: int, size: Size, results: Figures, *,
+            is_all: bool) -> None:
+    """Each workload on each host in turn, round by round. is_all: also where peers.py does not ask for it."""
     for number in range(1, rounds + 1):
         for name in workloads:
             for host in hosts:
+                if not is_all and host.label in PEERS and host.label not in IN.get(name, ()):
+                    continue
                 time.sleep(SETTLING)
                 try:
+                    if host.label in PEERS:
+                        host.start()
                     for figure, value in WORKLOADS[name](host, size):
                         results.add(Sample(name, figure, host.label, number, value))
-                except (Failed, NotSent, AssertionError, OSError, subprocess.SubprocessError) as problem:
+                except TROUBLE as problem:
                     print(f"bench: {name} on {host.label}, round {number}: {problem}", flush=True)
+                finally:
+                    if host.label in PEERS:  # what it has left undone shall not disturb the others
+                        host.stop()
             print(f"bench: round {number} of {rounds}: {name} done", flush=True)
 
 
@@ -75,12 +86,15 @@ def main() -> int:
     if package is None:
         print("bench: no package in dist/; ./dev deb builds one", file=sys.stderr)
         return 1
-    makers = {figures.OURS: lambda: Pysendmail(given.suite, package), figures.THEIRS: lambda: Postfix(given.suite)}
+    workloads = given.workload or list(WORKLOADS)
+    asked = given.only or [figures.OURS, figures.THEIRS, *(
+        label for label in PEERS if any(label in IN.get(name, ()) for name in workloads))]
     with ExitStack() as stack:
         if given.log is not None:
             results.log = stack.enter_context(given.log.open("a"))
         tools = Postfix(given.suite).image()
-        hosts = [make() for label, make in makers.items() if given.only in (None, label)]
+        hosts = [Pysendmail(given.suite, package) if label == figures.OURS else
+                 {figures.THEIRS: Postfix, **PEERS}[label](given.suite) for label in asked]
         disk = Disk(CACHE, is_machines_own=given.here)
         stack.callback(disk.remove)
         disk.mount()
@@ -88,7 +102,7 @@ def main() -> int:
             stack.callback(host.remove)
             host.boot(disk.path, tools)
         print(f"bench: {conditions(disk.path)}", flush=True)
-        measure(hosts, given.workload or list(WORKLOADS), given.rounds, QUICK if given.quick else Size(), results)
+        measure(hosts, workloads, given.rounds, QUICK if given.quick else Size(), results, is_all=bool(given.only))
     print(results.table())
     return 0
 

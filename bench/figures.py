@@ -1,6 +1,6 @@
 """Arithmetic on figures: what was measured, medians, ratios, ranges, goals. No clock, no files but a log to write to.
 
-A ratio is ours/Postfix, taken within each round, where both were measured in turn; the median of these ratios is what
+A ratio is ours/theirs, taken within each round, where both were measured in turn; the median of these ratios is what
 counts, and their range says how far to trust it.
 """
 
@@ -68,6 +68,7 @@ GOALS = {
     ("maildir50", "cpu_ms"): at_most(0.5),
     ("idle", "pss_mb"): ours(40.0),
     ("big", "growth_mb"): ours(8.0),
+    ("big", "arrived_s"): at_most(1.0),
     ("alias2000", "all_s"): at_most(1.0),
     ("alias2000u", "all_s"): at_most(1.0),
     ("include10000", "all_s"): at_most(1.0),
@@ -75,6 +76,29 @@ GOALS = {
     ("flood", "junk_growth_mb"): ours(16.0),
     ("flood", "send_growth_mb"): ours(32.0),
     ("flood", "refused"): ours(0.0),
+    ("smtp_mbox", "per_s"): at_least(2.0),
+    ("smtp_mbox", "cpu_ms"): at_most(0.5),
+    ("smtp_mbox50", "per_s"): at_least(2.0),
+    ("smtp_mbox50", "cpu_ms"): at_most(0.5),
+    ("smtp_mbox50", "peak_pss_mb"): ours(150.0),
+    ("smtp_maildir50", "per_s"): at_least(1.0),
+    ("smtp_maildir50", "cpu_ms"): at_most(0.5),
+    ("smtp_maildir50", "peak_pss_mb"): ours(150.0),
+    ("smtp_big", "arrived_s"): at_most(1.0),
+    ("relay", "per_s"): at_least(1.0),
+    ("relay", "cpu_ms"): at_most(0.5),
+    ("relay_lasting", "per_s"): at_least(1.5),
+    ("relay_lasting", "cpu_ms"): at_most(0.5),
+    ("relay_lasting", "peak_pss_mb"): ours(150.0),
+    ("waiting", "drain_per_s"): at_least(1.2),
+    ("deferred10000", "mailq_s"): ours(0.3),
+    ("deferred10000", "ready_s"): ours(1.0),
+    ("deferred10000", "drain_per_s"): at_least(0.8),
+    ("deferred100000", "mailq_s"): ours(2.0),
+    ("deferred100000", "ready_s"): ours(1.0),
+    ("deferred100000", "pss_mb"): ours(200.0),
+    ("deferred100000", "pss_after_mb"): ours(200.0),
+    ("deferred100000", "drain_per_s"): at_least(0.8),
 }
 
 
@@ -96,12 +120,12 @@ class Figures:
         self.samples += [Sample(**json.loads(line)) for line in lines if line.strip()]
 
     def table(self) -> str:
-        """All of it for people."""
+        """All of it for people: ours, Postfix's, the ratio; of other hosts their figure and the ratio of ours to it."""
         lines: list[str] = []
         last = ""
         for workload, figure in dict.fromkeys((s.workload, s.figure) for s in self.samples):
             if workload != last:
-                lines += ["", f"{workload:<15} {OURS:>24} {THEIRS:>24}   ours/{THEIRS}"]
+                lines += ["", f"{workload:<19} {OURS:>20} {THEIRS:>20}   ours/{THEIRS}"]
                 last = workload
             lines.append(self._line(workload, figure))
         return "\n".join(lines)
@@ -116,7 +140,14 @@ class Figures:
             basis = quotients if goal.is_ratio else list(left.values())
             if basis:
                 judged = f"   goal {goal}: {'met' if goal.is_met(median(basis)) else 'MISSED'}"
-        return f"  {figure:<13} {spread(left.values()):>24} {spread(right.values()):>24}   {spread(quotients)}{judged}"
+        others = "".join(f"   {host} {spread(found.values())}: {spread(ratios(left, found))}"
+                         for host in self._others() if (found := self.values(workload, figure, host)))
+        return (f"  {figure:<17} {spread(left.values()):>20} {spread(right.values()):>20}   {spread(quotients)}{judged}"
+                f"{others}")
+
+    def _others(self) -> list[str]:
+        """Further hosts."""
+        return [host for host in dict.fromkeys(s.host for s in self.samples) if host not in (OURS, THEIRS)]
 
     def values(self, workload: str, figure: str, host: str) -> dict[int, float]:
         """By round."""

@@ -48,6 +48,7 @@ class Host:
     label = ""
     service = ""
     unit = re.compile("")
+    flush: tuple[str, ...] = ("sendmail", "-q")  # try everything now
 
     def __init__(self, suite: str) -> None:
         self.suite = suite
@@ -63,7 +64,8 @@ class Host:
         raise NotImplementedError
 
     def configure(self, kind: str) -> None:
-        """Settings for a kind of mailbox, "mbox" or "maildir"; for a service that is not running."""
+        """Settings for a kind of mailbox, "mbox" or "maildir", or as installed, "default"; for a service that is not
+        running."""
         raise NotImplementedError
 
     # ---- images
@@ -207,6 +209,9 @@ class Pysendmail(Host):
         debian.install("/var/tmp/pysendmail.deb")
 
     def configure(self, kind: str) -> None:
+        if kind == "default":
+            self.debian.path("/etc/pysendmail/conf.d/50-bench.toml").unlink(missing_ok=True)
+            return
         self.debian.write("/etc/pysendmail/conf.d/50-bench.toml", (
             f'[local]\nmailbox = "{kind}"\n[relay]\nsmarthost = "{FAR}:25"\ntls = "may"\n'
             f'[smtpd]\nlisten = ["0.0.0.0:25"]\nrelay_from = ["127.0.0.0/8", "::1/128", "{NETWORK}"]\n'))
@@ -251,6 +256,7 @@ class Postfix(Host):
 
     label = figures.THEIRS
     service = "postfix.service"
+    flush = ("postqueue", "-f")
     unit = re.compile(r"/postfix(@[^/]*)?\.service(/|$)", re.MULTILINE)
 
     def recipe(self) -> str:

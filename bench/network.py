@@ -21,6 +21,19 @@ MESSAGE = 4096  # bytes
 SESSIONS = 10
 READY = 10.0  # seconds for a namespace, or for a program to listen
 LIMIT = 600.0  # seconds for one run of smtp-source
+_GREETING = """
+import socket, sys, time
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    try:
+        with socket.create_connection((sys.argv[1], 25), 30) as one:
+            if one.recv(3) == b"220":
+                sys.exit(0)
+    except OSError:
+        pass
+    time.sleep(0.01)
+sys.exit(1)
+"""
 _COUNTED = re.compile(rb"mesg=(\d+)")
 
 
@@ -62,6 +75,13 @@ class Network:
 
     def sink(self) -> "Sink":
         return Sink(self.words("smtp-sink", "-c", "-u", "nobody", f"{FAR}:25", "1024"))
+
+    def wait_for_greeting(self, limit: float) -> None:
+        """Until a client is greeted. Raises NotSent."""
+        words = self.words()
+        words[words.index("chroot"):] = ["python3", "-I", "-c", _GREETING, HERE, str(limit)]
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            raise NotSent(f"no greeting within {limit:g} s")
 
     def close(self) -> None:
         self._holder.kill()

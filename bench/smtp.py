@@ -5,6 +5,7 @@ Load comes from smtp-source with ten sessions and 4 KB messages, the next hop is
 
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 
 from tests.e2e.debian import FQDN
 
@@ -15,7 +16,11 @@ from .size import Size
 
 Result = Iterator[tuple[str, float]]
 LOOKS = 0.5  # seconds between looks at memory
-POLL = 0.02  # seconds
+POLL, SHORT = 0.02, 0.005  # seconds
+BIG = 25 * 1024 * 1024  # bytes
+STORED = 0.97  # of the octets on the wire: line ends are shorter on the disk
+LONG = 900.0  # seconds for what a large queue takes
+READY = 120.0  # seconds until a service greets
 
 
 class Peak:
@@ -91,3 +96,94 @@ def relay(host: Host, size: Size) -> Result:
 def relay_lasting(host: Host, size: Size) -> Result:
     """SMTP to the next hop, lasting sessions."""
     return _through(host, size, lasting=True)
+
+
+def smtp_big(host: Host, size: Size) -> Result:
+    """One message of 25 MB by SMTP, until all of it is in the mailbox."""
+    host.use("mbox")
+    peak, cpu, begin = Peak(host), host.cpu(), time.monotonic()
+    with host.network.sending(1, (f"{USERS[0]}@{FQDN}",), lasting=False, size=BIG) as source:
+        accepted = source.wait(peak.look, SHORT)
+        while host.mailboxes.bytes() < STORED * BIG and time.monotonic() - begin < 60:
+            peak.look()
+            time.sleep(SHORT)
+    yield "accepted_s", accepted
+    yield "arrived_s", time.monotonic() - begin
+    if host.mailboxes.count() != 1:
+        raise Failed("the message has not arrived")
+    host.settle()
+    yield "cpu_s", host.cpu() - cpu
+    yield "peak_pss_mb", peak.mb
+
+
+def waiting(host: Host, size: Size) -> Result:
+    """3,000 messages that wait for the next hop, from its return to the last of them."""
+    yield from _deferred(host, size.drain)
+
+
+def deferred10000(host: Host, size: Size) -> Result:
+    """10,000 messages that wait for the next hop, what they do to others, and their end."""
+    yield from _deferred(host, size.deferred, is_looked_at=True)
+
+
+def deferred100000(host: Host, size: Size) -> Result:
+    """The same with 100,000."""
+    yield from _deferred(host, size.many_deferred, is_looked_at=True)
+
+
+def _deferred(host: Host, count: int, *, is_looked_at: bool = False) -> Result:
+    host.use("mbox")
+    if is_looked_at:
+        yield "empty_local_ms", _latency(host)
+    peak = Peak(host)
+    with host.network.sending(count, (RECIPIENT,), lasting=True) as source:
+        yield "inject_per_s", count / source.wait(peak.look, POLL)
+    host.settle(LONG)
+    if is_looked_at:
+        yield from _looked_at(host, count)
+    peak, cpu = Peak(host), host.cpu()
+    with host.network.sink() as sink:
+        begin = time.monotonic()
+        host.debian.run(*host.flush)
+        _wait(sink.count, count, LONG, peak)
+        yield "drain_per_s", count / (time.monotonic() - begin)
+        host.settle(LONG)
+    yield "drain_cpu_ms", (host.cpu() - cpu) * 1e3 / count
+    yield "drain_peak_pss_mb", peak.mb
+
+
+def _looked_at(host: Host, count: int) -> Result:
+    """mailq, a local message, memory, and a start, with that much in the queue."""
+    yield "pss_mb", accounts.pss_mb(host.pids())
+    yield "local_ms", _latency(host)
+    yield "mailq_s", _mailq(host, count)
+    begin = time.monotonic()
+    host.stop()
+    stopped = time.monotonic()
+    host.start(wait=False)
+    host.network.wait_for_greeting(READY)
+    yield "stop_s", stopped - begin
+    yield "ready_s", time.monotonic() - stopped
+    yield "local_after_ms", _latency(host)
+    host.settle(LONG)
+    yield "pss_after_mb", accounts.pss_mb(host.pids())
+
+
+def _latency(host: Host) -> float:
+    """How long a message of a local user for another takes, milliseconds from the start of sendmail; median of nine."""
+    found = []
+    for _ in range(9):
+        host.mailboxes.empty()
+        begin = host.submit(1, 1, USERS[0])["began"]
+        _, _, end = host.wait_for(1, 60, pause=0.002)
+        found.append((end - begin) * 1e3)
+    return median(found)
+
+
+def _mailq(host: Host, count: int) -> float:
+    begin = time.monotonic()
+    listed = host.debian.run("mailq", timeout=LONG).stdout
+    took = time.monotonic() - begin
+    if listed.count(RECIPIENT.encode()) < count:
+        raise Failed("mailq does not list all of it")
+    return took

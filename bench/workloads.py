@@ -92,9 +92,10 @@ def maildir50(host: Host, size: Size) -> Result:
 
 def idle(host: Host, size: Size) -> Result:
     """Memory of a daemon that has just been started, and after some mail, once it is at rest again."""
+    host.use("default")
     host.stop()
     host.start()
-    host.use("mbox")
+    host.settle()
     yield "pss_mb", accounts.pss_mb(host.pids())
     host.submit(size.sequential, 8, *USERS)
     host.wait_for(size.sequential, 120)
@@ -211,4 +212,6 @@ WORKLOADS: dict[str, Callable[[Host, Size], Result]] = {
     "submit": submit, "mbox": mbox, "mbox50": mbox50, "maildir": maildir, "maildir50": maildir50, "idle": idle,
     "big": big, "alias2000": alias2000, "alias2000u": alias2000u, "include10000": include10000,
     "flood": flood, "smtp_mbox": smtp.smtp_mbox, "smtp_mbox50": smtp.smtp_mbox50,
-    "smtp_maildir50": smtp.smtp_maildir50, "relay": smtp.relay, "relay_lasting": smtp.relay_lasting}
+    "smtp_maildir50": smtp.smtp_maildir50, "smtp_big": smtp.smtp_big, "relay": smtp.relay,
+    "relay_lasting": smtp.relay_lasting, "waiting": smtp.waiting, "deferred10000": smtp.deferred10000,
+    "deferred100000": smtp.deferred100000}

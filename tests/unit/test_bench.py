@@ -12,6 +12,8 @@ import pytest
 
 from bench import accounts, driver, figures
 from bench.figures import GOALS, OURS, THEIRS, Figures, Goal, Sample, at_least, at_most, ours
+from bench.peers import IN, PEERS
+from bench.workloads import WORKLOADS
 
 
 def filled(*rounds: tuple[float, float], workload: str = "mbox", figure: str = "per_s") -> Figures:
@@ -67,11 +69,22 @@ def test_a_host_that_was_not_measured_shows_as_a_dash_and_is_not_judged() -> Non
 
 def test_each_goal_is_for_a_figure_that_a_workload_yields() -> None:
     """A goal with a misspelt name would never be missed."""
-    source = (Path(figures.__file__).parent / "workloads.py").read_text()
+    source = "".join((Path(figures.__file__).parent / name).read_text() for name in ("workloads.py", "smtp.py"))
     for workload, figure in GOALS:
-        assert f'"{workload}": {workload}' in source, workload
+        assert WORKLOADS[workload].__name__ == workload
         stem = re.sub(r"^(one|eight|idle|junk)_", "{name}_", figure)
         assert f'"{figure}"' in source or f'"{stem}"' in source, figure
+
+
+def test_other_hosts_have_their_figure_and_ratio_behind_the_verdict() -> None:
+    found = filled((30, 15))
+    found.add(Sample("mbox", "per_s", "exim4", 1, 10.0))
+    assert found.table().endswith("2.00   goal >= 5: MISSED   exim4 10.0: 3.00")
+
+
+def test_each_peer_is_in_a_workload_that_there_is() -> None:
+    assert set(IN) <= set(WORKLOADS)
+    assert {label for labels in IN.values() for label in labels} == set(PEERS)
 
 
 def test_the_log_gives_the_same_table_again() -> None:
