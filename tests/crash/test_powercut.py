@@ -124,7 +124,8 @@ def test_whoever_holds_on_to_the_old_file_system_is_no_hindrance(make_machine: M
         return
     with subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; read -r word"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as elsewhere:
-        assert elsewhere.stdout and elsewhere.stdout.readline() == b"\n"
+        assert elsewhere.stdout
+        assert elsewhere.stdout.readline() == b"\n"
         machine.cut()
         elsewhere.communicate()
     assert os.path.isdir(machine.host.paths.queue)
