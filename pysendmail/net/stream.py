@@ -7,9 +7,11 @@ of its own.
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:  # a listener without TLS has none of it
+    import ssl
 
 Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
 
@@ -31,7 +33,7 @@ async def connect(factory: Callable[[], Protocol], address: str, port: int, limi
     return protocol
 
 
-async def start_tls(transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, name: str,
+async def start_tls(transport: asyncio.Transport, protocol: asyncio.Protocol, context: "ssl.SSLContext", name: str,
                     limit: float) -> asyncio.Transport:
     """Encrypt a connection from here on: the transport to use instead. name: whom the certificate has to be for.
 

@@ -1,12 +1,17 @@
 """Connections in memory behave as those over sockets do."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from pysendmail.net import stream
 from pysendmail.net.stream import MemoryTransport
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Heard(asyncio.Protocol):
@@ -131,3 +136,10 @@ def test_connecting_has_a_limit_and_its_own_errors(tmp_path: object) -> None:
         with pytest.raises(TimeoutError):
             await stream.connect(Heard, "127.0.0.1", 1, 0.0)
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("module", ["daemon.listener", "daemon.examiners", "auth.logins", "net.policyserver"])
+def test_a_listener_without_tls_needs_no_openssl(module: str) -> None:
+    """It has filters, policy servers and logins all the same (daemon/listeners.py)."""
+    code = f"import sys; sys.modules['ssl'] = None; sys.path.insert(0, {str(ROOT)!r}); import pysendmail.{module}"
+    subprocess.run([sys.executable, "-I", "-c", code], check=True, timeout=30)
