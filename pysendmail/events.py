@@ -131,10 +131,10 @@ Log = Callable[[int, str], None]
 
 
 class Events:
-    """The verbs. `counts` is what `pysendmail status` shows."""
+    """The verbs. `counts` is what `pysendmail status` shows. alive: for whoever has been busy without a word."""
 
-    def __init__(self, log: Log) -> None:
-        self._log = log
+    def __init__(self, log: Log, alive: Callable[[], None] = lambda: None) -> None:
+        self._log, self.alive = log, alive
         self.counts: Counter[str] = Counter()
 
     def started(self, version: str) -> None:

@@ -65,6 +65,7 @@ def release(owner: Owner, entry: Entry) -> None:
 
 
 def _note(owner: Owner, entry: Entry, event: Event) -> None:
+    owner.queue.check_claim(entry)
     message = listing.peek(owner.queue, entry)
     message.state.apply(event)
     owner.queue.write_down(message, [event])
@@ -72,6 +73,7 @@ def _note(owner: Owner, entry: Entry, event: Event) -> None:
 
 def delete(owner: Owner, entry: Entry) -> None:
     """Gone, and nobody is told but the log."""
+    owner.queue.check_claim(entry)
     message = listing.peek(owner.queue, entry)
     owner.queue.finish(message)
     owner.gone(message)

@@ -62,7 +62,13 @@ class Sockets:
 def run(paths: Paths, config: Config, users: Users, log: Log, sockets: Sockets) -> int:
     """The whole life of a runner; its exit code."""
     identity.take_errors_for_signals()  # else whoever hangs up on us ends the service (CVE-2025-62875)
-    events = Events(log)
+    pulse = Pulse(sockets.link)
+
+    def log_alive(priority: int, text: str) -> None:
+        log(priority, text)
+        pulse.beat()
+
+    events = Events(log_alive, pulse.beat)
     prepare(paths)
     lock = FileLock(paths.lock)
     try:
@@ -76,12 +82,13 @@ def run(paths: Paths, config: Config, users: Users, log: Log, sockets: Sockets) 
             clerk.start()  # while this process is small
         known = SystemUsers(time.monotonic, clerk) if isinstance(users, SystemUsers) else clerk
         try:
-            return asyncio.run(_serve(paths, config, known, clerk, events, sockets))
+            return asyncio.run(_serve(paths, config, known, clerk, events, sockets, pulse))
         finally:
             clerk.close()
 
 
-async def _serve(paths: Paths, config: Config, users: Users, clerk: Clerk, events: Events, sockets: Sockets) -> int:
+async def _serve(paths: Paths, config: Config, users: Users, clerk: Clerk, events: Events, sockets: Sockets,
+                 pulse: "Pulse") -> int:
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
 
@@ -131,7 +138,9 @@ async def _serve(paths: Paths, config: Config, users: Users, clerk: Clerk, event
     servers = [await loop.create_server(door.connect, sock=sockets.submit),
                await loop.create_server(control.connect, sock=sockets.control)]
     events.started(__version__)
-    _beat(loop, sockets.link, {"ready": True})
+    with suppress(OSError):
+        _tell(sockets.link, {"ready": True})
+    _beat(loop, pulse)
     reason = await stop
     for server in servers:
         server.close()
@@ -203,10 +212,23 @@ def _from_spawner(link: socket.socket, end: Callable[[str], None], services: dic
     granted(value, fds)
 
 
-def _beat(loop: asyncio.AbstractEventLoop, link: socket.socket, value: dict[str, object]) -> None:
-    try:
-        _tell(link, value)
-    except OSError:
-        pass
-    beat: dict[str, object] = {"beat": True}
-    loop.call_later(BEAT_EVERY, _beat, loop, link, beat)
+class Pulse:
+    """Signs of life for the supervisor: from the loop, and between two messages or lines of the log, since forty
+    messages on a slow disk may take many minutes before we are back in the loop."""
+
+    def __init__(self, link: socket.socket, clock: Callable[[], float] = time.monotonic) -> None:
+        self._link, self._clock = link, clock
+        self._next = 0.0
+
+    def beat(self) -> None:
+        """A sign of life, unless there was one just now."""
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + BEAT_EVERY
+            with suppress(OSError):
+                self._link.send(encode({"beat": True}), socket.MSG_DONTWAIT)
+
+
+def _beat(loop: asyncio.AbstractEventLoop, pulse: Pulse) -> None:
+    pulse.beat()
+    loop.call_later(BEAT_EVERY, _beat, loop, pulse)

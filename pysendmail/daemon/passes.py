@@ -85,6 +85,7 @@ class Passes:
     def begin(self, p: Pass) -> None:
         """Expand what is not expanded yet and send out what is open."""
         message = p.message
+        self._events.alive()
         try:
             # Not those that others have taken the place of: a .forward that is read again may say the same as before.
             p.seen = {progress.target.key() for progress in message.state.progress.values() if not progress.is_replaced}
@@ -196,7 +197,9 @@ class Passes:
             elif reply.outcome is not None:
                 self.take_outcome(p, number, reply.outcome)
             self._came_back(p, number)
-        except Exception:  # noqa: BLE001 - as in begin
+        except Exception:
+            if self.is_over:
+                raise
             self._crashed(p)
 
     def _came_back(self, p: Pass, number: int) -> None:
@@ -258,6 +261,15 @@ class Passes:
             self._queue.secure(p.message)
             self._queue.write_down(p.message, p.events, sync=sync)
             p.events = []
+
+    def put_down(self, p: Pass) -> None:
+        """The runner ends: what is known of a message by now goes into its journal, and that it is to be held."""
+        if p.hold and not p.message.state.held:
+            p.note(Event("held", self._clock(), {"why": p.hold}))
+        try:
+            self.flush(p)
+        except OSError as trouble:
+            self._events.trouble(f"{p.message.id}: cannot write the journal: {trouble.strerror}")
 
 
 def _needs_another_look(progress: Progress) -> bool:

@@ -117,10 +117,7 @@ class Runner:
         while any(p.awaited for p in self.active.values()) and self._loop.time() < end:
             await asyncio.sleep(AT_ONCE)
         for p in list(self.active.values()):
-            try:
-                self.passes.flush(p)
-            except OSError as trouble:
-                self.events.trouble(f"{p.message.id}: {trouble.strerror}")
+            self.passes.put_down(p)
 
     def _scan(self) -> None:
         self._loop.call_later(SCAN_EVERY, self._scan)
@@ -227,6 +224,7 @@ class Runner:
 
     def accept(self, message: Message) -> None:
         """A message that is new in the queue."""
+        self.events.alive()
         self.shares.add(message.entry.uid, message.length)
         if (message.is_put_off or self._load.is_high) and self._put_off(message):
             return
@@ -319,6 +317,8 @@ class Runner:
             return queue_id in self.active or queue_id in self._found
         try:
             self.queue.load(entry)
+        except InWork:
+            pass  # an earlier runner has read it
         except Broken as problem:
             self._set_aside(entry, str(problem))
             return False

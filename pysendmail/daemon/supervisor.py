@@ -33,10 +33,10 @@ RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended ba
 STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for a failed start
 STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
 END_WITHIN = 1.0  # seconds that a runner may still take to end after it has closed its socket
-BEAT_WITHIN = 30.0  # seconds without a sign of life: the service manager is told nothing more
-HUNG_AFTER = 60.0  # seconds without a sign of life after which a runner is replaced, whoever else watches
+HUNG_AFTER = 300.0  # seconds without a sign of life after which a runner is replaced: a sync may take 30 of them
 START_WITHIN = 600.0  # seconds until the first one: a large queue on a slow disk takes its time
 LOOK_EVERY = 0.5  # seconds between looks at children and signs of life
+LATE = 30.0  # seconds between looks, after which it is us who stood still, or all of this host
 EX_OK, EX_USAGE, EX_SOFTWARE, EX_OSERR, EX_TEMPFAIL, EX_CONFIG = 0, 64, 70, 71, 75, 78
 
 USAGE = f"""usage: pysendmaild [--help | --version]
@@ -262,20 +262,21 @@ class Supervisor:
     def _look_after(self) -> None:
         """What is not done for each of thousands of agents that come and go."""
         now = time.monotonic()
+        is_late = now > self.look_at + LATE
         self.look_at = now + LOOK_EVERY
-        self.listeners.look_after()
+        self.service.tell("WATCHDOG=1")  # we are alive, and replace whoever is not
+        if not is_late:  # else they may have had no chance yet to say that they are alive
+            self.listeners.look_after()
         if self.runner is None:
             return
+        if is_late:
+            self.runner.beaten = now
         if self.runner.told and now - self.runner.told > STOP_WITHIN:
             os.kill(self.runner.pid, signal.SIGKILL)
-        silent = now - self.runner.beaten
-        is_unheard = bool(spawner.wait_readable([self.runner.link.fileno()], 0.0))  # we are late, perhaps it is not
-        if silent > (HUNG_AFTER if self.runner.is_ready else START_WITHIN) and not is_unheard:
+        if now - self.runner.beaten > (HUNG_AFTER if self.runner.is_ready else START_WITHIN):
             self.log(ERROR, f"SYSERR(root): runner (pid {self.runner.pid}) hangs and is ended")
-            self.runner.beaten = now  # said once a minute, should the kernel not let it end
+            self.runner.beaten = now  # not said all the time, should the kernel not let it end
             os.kill(self.runner.pid, signal.SIGKILL)
-        if silent < BEAT_WITHIN:
-            self.service.tell("WATCHDOG=1")
 
 
 def load(paths: Paths, log: Log) -> config.Config:

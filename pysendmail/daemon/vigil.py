@@ -9,7 +9,7 @@ again, as after any crash.
 
 It is forked from a process with an event loop, of which it keeps nothing: every other descriptor is closed first, no
 handler of the loop is left, and it ends with os._exit; or with the supervisor, or when the longest command must have
-come back.
+come back. The runner, which has no threads, touches these messages no more.
 """
 
 import os
@@ -21,7 +21,7 @@ from ..deliver.packet import MAX_PACKET
 from ..deliver.request import Reply
 from ..events import Events
 from ..spool.queue import Queue
-from .agents import Lane
+from .agents import Job, Lane
 from .passes import Pass, Passes
 
 AGAIN = 10.0  # seconds before a journal that could not be written (disk full) is written again
@@ -29,16 +29,18 @@ AGAIN = 10.0  # seconds before a journal that could not be written (disk full) i
 
 def begin(active: dict[str, Pass], lanes: list[Lane], queue: Queue, passes: Passes, events: Events,
           within: float) -> None:
-    """Fork, if there is anything to wait for. lanes: with deliveries that agents have. within: seconds, at most."""
+    """Fork, if there is anything to wait for. active: what the runner has put down (Passes.put_down). lanes: with
+    deliveries that agents have. within: seconds, at most."""
     vigil = Vigil(passes, events, lanes)
-    for queue_id in vigil.out():
+    for queue_id in vigil.out() & active.keys():
         try:
-            passes.flush(active[queue_id], sync=True)
             vigil.claims[queue_id] = active[queue_id], queue.claim(active[queue_id].message)
-        except (KeyError, OSError) as trouble:
-            events.trouble(f"{queue_id}: it is out and not waited for: {trouble}")
+        except OSError as trouble:  # no journal, since the disk is full; no descriptors
+            events.trouble(f"{queue_id}: it is out and not waited for: {trouble.strerror}")
     if not vigil.claims:
         return
+    for p, _ in vigil.claims.values():
+        p.is_over = True
     try:
         supervisor = os.pidfd_open(os.getppid())
         pid = identity.fork()
@@ -82,30 +84,42 @@ class Vigil:
     def keep(self, supervisor: int, within: float) -> None:
         """Wait until everything has come back, the process `supervisor` ends, or the time is over."""
         end = time.monotonic() + within
-        while self.claims and (left := end - time.monotonic()) > 0:
-            for fd in spawner.wait_readable([supervisor, *self.lanes], min(left, AGAIN)):
-                if fd == supervisor:
-                    return
+        ready: set[int] = set()
+        while self.claims and supervisor not in ready and (left := end - time.monotonic()) > 0:
+            ready = spawner.wait_readable([supervisor, *self.lanes], min(left, AGAIN))
+            for fd in ready - {supervisor}:
                 if not self._answered(self.lanes[fd]):
-                    del self.lanes[fd]
+                    self._end(fd)
             for queue_id in self.claims.keys() - self.out():
                 self._write_down(queue_id)
 
+    def _end(self, fd: int) -> None:
+        """An agent has answered everything, or is gone, and the rest is as after a crash."""
+        channel = self.lanes.pop(fd).channel
+        if channel is not None:
+            channel.close()
+
     def _answered(self, lane: Lane) -> bool:
-        """One packet of an agent. False: it has answered everything, or is gone, and the rest is as after a crash."""
+        """One packet of an agent. False: there is nothing more to come."""
         assert lane.channel is not None
         try:
             reply = Reply.from_packet(lane.channel.recv(MAX_PACKET))
         except (OSError, ValueError, KeyError, TypeError):
             return False
         job = lane.sent.pop(reply.n, None) if reply.is_answer else lane.sent.get(reply.n)
-        if job is not None:
-            job.done(reply)
-            try:
-                self._passes.flush(self.claims[job.request.queue_id][0], sync=True)
-            except OSError:
-                pass  # again when the last one is back
+        if job is None:  # no agent that serves anybody says that
+            return False
+        if job.request.queue_id in self.claims:
+            self._take(job, reply)
         return bool(lane.sent)
+
+    def _take(self, job: Job, reply: Reply) -> None:
+        queue_id = job.request.queue_id
+        try:
+            job.done(reply)
+            self._passes.flush(self.claims[queue_id][0], sync=True)  # if that fails: again with the last one
+        except Exception as problem:  # noqa: BLE001 - a fault of ours meets one message, whose outcome is lost
+            self._events.trouble(f"{queue_id}: {type(problem).__name__}: {problem}")
 
     def _write_down(self, queue_id: str) -> None:
         """All outcomes of a message are there: into the journal with them, then others may have it."""

@@ -4,6 +4,7 @@ It is the journal that is locked, not the message: agents, which belong to users
 daemon/vigil.py.
 """
 
+import errno
 import os
 
 from . import durable
@@ -11,6 +12,12 @@ from . import durable
 
 class InWork(OSError):
     """A runner that was replaced still waits for an outcome of this message."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EAGAIN, "it is being delivered by an earlier runner")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def make(journal: str) -> int:

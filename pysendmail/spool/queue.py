@@ -217,8 +217,7 @@ class Queue:
     def load(self, entry: Entry) -> Message:
         """Read and check a whole message and its journal. Raises Broken (for bad/), InWork or another OSError (try
         again)."""
-        if claims.exists(f"{self._journals}/{entry.id}"):
-            raise claims.InWork(errno.EAGAIN, "an earlier runner still waits for what becomes of it")
+        self.check_claim(entry)
         try:
             fd = self.open_entry(entry)
         except OSError as problem:
@@ -257,6 +256,11 @@ class Queue:
     def claim(self, message: Message) -> int:
         """Keep other runners from working on a message, until the descriptor is closed (claims.py). Raises OSError."""
         return claims.make(f"{self._journals}/{message.id}")
+
+    def check_claim(self, entry: Entry) -> None:
+        """Raises InWork if an earlier runner has a message, or another OSError."""
+        if claims.exists(f"{self._journals}/{entry.id}"):
+            raise claims.InWork
 
     def open(self, message: Message) -> int:
         """A new descriptor of its file, read-only: readers use explicit offsets."""

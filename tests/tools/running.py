@@ -6,7 +6,7 @@ Loop time and the clock on the wall go together, until `skew` says that somebody
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,15 +143,19 @@ class Running:
     def submit(self, *recipients: str, sender: str = "alice@host.example",
                fields: tuple[tuple[bytes, bytes], ...] = ()) -> str:
         """A message in the drop, and the runner woken: its queue id."""
-        submission = Submission(self.paths)
         asked = [(b"Recipient", b"- - " + one.encode()) for one in recipients]
-        submission.begin([(b"Sender", b"<%s>" % sender.encode()), *(fields or asked)])
-        submission.write(b"Subject: test\n\nHello.\n")
-        submission.commit()
+        self.drop([(b"Sender", b"<%s>" % sender.encode()), *(fields or asked)])
         before = len(self.log)
         self.runner.wake()
         self.loop.run()
         return next(found[1] for line in self.log[before:] if (found := re.match(r"(\w{14}): from=", line)))
+
+    def drop(self, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        """A message in the drop."""
+        submission = Submission(self.paths)
+        submission.begin(fields)
+        submission.write(b"Subject: test\n\nHello.\n")
+        submission.commit()
 
     def deliveries(self) -> list[Delivery]:
         """What agents have been given since the last call."""

@@ -231,6 +231,28 @@ def test_message_that_an_earlier_runner_waits_for_is_left_alone(running: Running
 # ---- a host that has too much to do
 
 
+def test_runner_on_a_slow_disk_gives_signs_of_life(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this happens before it is back in its loop, and a sync may take half a minute."""
+    happened: list[str] = []
+    sync = durable.sync
+
+    def slow(fd: int) -> None:
+        happened.append("sync")
+        sync(fd)
+
+    monkeypatch.setattr(durable, "sync", slow)
+    running.events.alive = lambda: happened.append("alive")
+    Path(running.paths.aliases).write_text('prog: "|cat"\n')
+    queue_only = ((b"Delivery", b"q"), (b"Recipient", b"- - bob"))
+    for _ in range(10):
+        running.drop([(b"Recipient", b"- - prog")])
+        running.drop(queue_only)
+    running.runner.wake()
+    running.loop.run()
+    assert happened.count("sync") == 30
+    assert "sync sync sync" not in " ".join(happened)
+
+
 def test_new_mail_of_a_loaded_host_waits_and_is_tried_all_the_same(running: Running) -> None:
     running.load = 8.5
     running.loop.advance(11)
