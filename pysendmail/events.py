@@ -207,6 +207,11 @@ class ClientEvents(Events):
         self._log(NOTICE, f"{queue_id}: ruleset=check_relay, arg1={shown(host)}, arg2={shown(address)}, "
                           f"relay={shown(relay)}, reject={shown(words)}")
 
+    def without_recipients(self, queue_id: str, sender: str, relay: str, protocol: str, daemon: str) -> None:
+        """A client gave up a message none of whose recipients was taken."""
+        self._log(INFO, f"{queue_id}: from=<{shown(sender)}>, size=0, class=0, nrcpts=0, proto={protocol}, "
+                        f"daemon={daemon}, relay={shown(relay)}")
+
     def rejected(self, queue_id: str, ruleset: str, argument: str, relay: str, words: str) -> None:
         """A sender or recipient was refused, with these words behind `argument`, or put off. ruleset: check_mail ..."""
         self.counts["rejected"] += 1

@@ -278,6 +278,9 @@ class Session(Connection):
 
     def _on_dropped(self, event: requests.TransactionDropped) -> None:
         if self._arrival is not None:
+            if self._last == "rcpt" and not self._arrival.recipients:
+                self._events.without_recipients(
+                    self._arrival.id, self._arrival.sender, self._shown, self._origin().protocol, self._daemon)
             self._arrival.give_up()
             self._arrival = None
         self._opinions.drop()

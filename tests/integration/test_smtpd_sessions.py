@@ -80,6 +80,20 @@ def test_refusals(door: Door, lines: list[str], pattern: str) -> None:
     door.log.wait_for(pattern)
 
 
+@pytest.mark.parametrize("last", ["RSET", "QUIT"])
+def test_a_message_without_a_recipient_has_its_line(door: Door, last: str) -> None:
+    """logwatch counts these, and expects one for each id that a refusal names."""
+    with door.connect_from() as client:
+        client.hello()
+        client.cmd("MAIL FROM:<a@example.org>")
+        assert client.cmd("RCPT TO:<nobody@server.example>").startswith("550 ")
+        client.cmd(last)
+    found, = door.log.wait_for("nrcpts=0")
+    refusal, = door.log.wait_for("ruleset=check_rcpt")
+    assert found.string == (f"{refusal.string[:14]}: from=<a@example.org>, size=0, class=0, nrcpts=0, proto=ESMTP, "
+                            f"daemon=MTA, relay=[{STRANGER}]")
+
+
 def test_ipv6_clients_are_named_as_sendmail_names_them(door: Door) -> None:
     with door.connect_from("2001:db8::7") as client:
         client.hello()
