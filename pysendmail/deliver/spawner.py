@@ -9,12 +9,14 @@ sockets. Where it is not root (the demo, tests) agents keep its own uid.
 do nothing but that (sendmail CVE-2006-0058: work inside a signal handler).
 """
 
+import ctypes
 import os
 import select
 import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..events import Log
@@ -25,6 +27,7 @@ from .packet import MAX_PACKET, decode, encode
 
 SPARE = 14  # processes above the runner's own limit: a runner that has lost count cannot fork without end
 MAX_ENDING = 256  # processes that were killed and have not ended: the kernel waits for a file server, say
+MAX_NSSWITCH = 64 * 1024  # bytes
 OWN_USERS = frozenset(("_pysendmail", "_pysmtpd", "_pysmrelay"))  # they get no agent: their mail is root's
 
 
@@ -63,8 +66,8 @@ class Spawner:
     pid: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
-        """Have the C library read what it reads once a process (nsswitch.conf, the time zone), not in each child."""
-        os.getgrouplist("root", 0)
+        """Have the C library read what it reads once a process (its modules, the time zone), not in each child."""
+        load_modules()
         time.localtime()
 
     def answer(self) -> bool:
@@ -142,6 +145,8 @@ class Spawner:
             return None, deferred("4.3.0", f"cannot look up user {name}: {trouble.strerror}")
         if user is not None and user.name in OWN_USERS:  # by the name that was found: "_PYSMRELAY" is _pysmrelay
             return None, failed("5.1.1", f"{user.name} takes no mail")
+        if name == self.settings.command_user:  # nobody has written to that one: it is this host that is not in order
+            return user, deferred("4.3.5", f"no such user: {name}, who delivers to commands and files of aliases")
         return user, failed("5.1.1", f"no such user: {name}")
 
     def _child(self, name: str, channel: int, serve: Callable[[socket.socket], None]) -> None:
@@ -196,6 +201,20 @@ class Spawner:
             if self.agents.pop(pid, None) is None and self.ending.pop(pid, None) is None:
                 others.append((pid, os.waitstatus_to_exitcode(status)))
         return others
+
+
+def load_modules(path: str = "/etc/nsswitch.conf") -> None:
+    """Load what the C library will ask for users and groups (nsswitch.conf(5)), and ask nothing: a directory service
+    may take as long as it likes for an answer, even about root's groups."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(MAX_NSSWITCH).split(b"\n")
+    except OSError:
+        return
+    for name in {word for line in lines if line.startswith((b"passwd:", b"group:")) for word in line.split()[1:]}:
+        if name.isalnum():
+            with suppress(OSError):  # it has none by this name, or it is built in
+                ctypes.CDLL(f"libnss_{name.decode('ascii')}.so.2")
 
 
 def wait_readable(descriptors: list[int], timeout: float) -> set[int]:

@@ -1,9 +1,13 @@
 """The root process's one task: who gets a child, who does not, and what a broken runner can make it do."""
 
+import ctypes
+import grp
 import os
+import pwd
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +119,31 @@ def test_nobody_else_gets_one(runner: Runner, name: str, status: str) -> None:
     assert (refusal.n, refusal.outcome and refusal.outcome.status) == (REFUSED, status)
     channel.close()
     wait_for_end(pid)
+
+
+def test_aliases_mail_does_not_come_back_for_want_of_our_own_user(
+        runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Users, "lookup", lambda self, name: None)
+    runner.ask("_pysmlocal")
+    runner.channels[0].settimeout(WITHIN)
+    refusal = Reply.from_packet(runner.channels[0].recv(MAX_PACKET))
+    assert refusal.outcome
+    assert (refusal.n, refusal.outcome.status) == (REFUSED, "4.3.5")
+
+
+def test_root_process_asks_no_directory_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the start of a runner either; but what its children will ask is loaded by then."""
+    loaded: list[str] = []
+    for module, name in ((os, "getgrouplist"), (pwd, "getpwnam"), (grp, "getgrnam")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("somebody is asked"))
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    spawner.load_modules()
+    Runner().close()
+    loaded.clear()
+    (tmp_path / "conf").write_text("#passwd: no\npasswd: files ldap [NOTFOUND=return] ../x\ngroup:\tfiles\nhosts: z\n")
+    spawner.load_modules(f"{tmp_path}/conf")
+    assert sorted(loaded) == ["libnss_files.so.2", "libnss_ldap.so.2"]
+    spawner.load_modules(f"{tmp_path}/nothing")
 
 
 def test_directory_that_does_not_answer_stops_nobody_else(runner: Runner) -> None:
