@@ -67,13 +67,14 @@ def test_daemon_is_its_own_supervisor(bare: Debian) -> None:
 
 
 def children_of(pid: int, uid: int) -> set[int]:
-    """All processes of a user below one, as seen from here."""
+    """The processes of a user below one, as seen from here, but for their own children."""
     listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,uid="], capture_output=True, text=True, check=True).stdout
     rows = [tuple(map(int, line.split())) for line in listed.split("\n") if line]
     found = {pid}
     while more := {child for child, parent, _ in rows if parent in found} - found:
         found |= more
-    return {child for child, _, owner in rows if child in found and owner == uid}
+    own = {child for child, _, owner in rows if child in found and owner == uid}
+    return {child for child, parent, _ in rows if child in own and parent not in own}
 
 
 def test_init_script_starts_reloads_and_stops(bare: Debian) -> None:
