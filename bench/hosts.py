@@ -30,7 +30,6 @@ SUBMITTER = "bob"
 USERS = tuple(f"u{number:02}" for number in range(1, 51))
 LISTED = tuple(f"l{number:04}" for number in range(1, 2001))
 FIRST_UID = 20_000
-LINUX_START = 60.0  # seconds
 QUIET = 0.5  # seconds without CPU time that count as rest
 DRIVER, FLOOD = "/opt/bench/driver.py", "/opt/bench/flood.py"
 # Services of a Debian that would disturb: they run at times of their own.

@@ -69,7 +69,6 @@ class Syslog:
         self._socket: socket.socket | None = None
         self._owner = 0  # the process that has connected
         self._next_try = 0.0
-        self.dropped = 0
 
     def __call__(self, priority: int, text: str) -> None:
         now = self._clock()
@@ -77,23 +76,21 @@ class Syslog:
             self._leave_to_parent()
         stamp = time.strftime("%b %e %H:%M:%S", time.localtime(now))
         line = f"<{FACILITY_MAIL | priority}>{stamp} {self._tag}[{os.getpid()}]: {text}"
-        if not self._send(line.encode("utf-8", "backslashreplace")[:MAX_LINE], now):
-            self.dropped += 1
+        self._send(line.encode("utf-8", "backslashreplace")[:MAX_LINE], now)
 
-    def _send(self, line: bytes, now: float) -> bool:
+    def _send(self, line: bytes, now: float) -> None:
         for _ in range(2):  # the second time: to a log that was started anew
             if self._socket is None and not self._connect(now):
-                return False
+                return
             assert self._socket is not None
             try:
                 self._socket.send(line)
-                return True
+                return
             except BlockingIOError:
-                return False
+                return
             except OSError:
                 self._socket.close()
                 self._socket = None
-        return False
 
     def _leave_to_parent(self) -> None:
         if self._socket is not None:

@@ -166,7 +166,7 @@ class Arrival:
         envelope, source = result.envelope, self._source
         assert source is not None
         self._events.accepted(
-            self.id, envelope.sender, size, len(envelope.recipients), completion.identity(result.text.head).message_id,
+            self.id, envelope.sender, size, len(envelope.recipients), completion.message_id_in(result.text.head),
             source.shown, body=envelope.body, protocol=source.origin.protocol, daemon=source.daemon)
         return taken(self.id)
 

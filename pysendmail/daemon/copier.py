@@ -83,7 +83,7 @@ class Copier:
         message = self._queue.adopt(envelope, content, name)
         message.is_put_off = asked.delivery in ("q", "d")
         self._events.accepted(found, envelope.sender, size - offset, len(envelope.recipients),
-                              completion.identity(head).message_id, f"{submitter.login}@localhost", body=envelope.body,
+                              completion.message_id_in(head), f"{submitter.login}@localhost", body=envelope.body,
                               protocol=asked.protocol, tag=asked.tag)
         return message
 

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Protocol
 
 from .. import auth
@@ -34,8 +34,6 @@ LOOKUPS = 4  # at a time
 LOOKUP_TIME = 30.0  # seconds for one
 KEEP = 5.0  # seconds that a recipient is remembered who was found
 MAX_KEPT = 4096  # recipients remembered at once
-
-Network = IPv4Network | IPv6Network
 
 
 @dataclass(slots=True)

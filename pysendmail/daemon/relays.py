@@ -84,10 +84,6 @@ class Relays:
             lane.is_narrow = False
         self._fleet.forget()
 
-    @property
-    def outstanding(self) -> int:
-        return sum(lane.sent + len(lane.waiting) for lane in self._lanes)
-
     def status(self) -> list[dict[str, object]]:
         """What is known of destinations, for hoststat: first those that are down, then those at work."""
         now = self._loop.time()

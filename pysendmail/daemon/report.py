@@ -24,9 +24,6 @@ _RECEIPTS = frozenset((dsn.DELIVERED, dsn.RELAYED))
 NO_REPLY = frozenset(("never",))  # NOTIFY of our own reports: there is no report about a report
 
 
-Told = list[tuple[int, Progress, str]]  # target number, how it stands, action (RFC 3464)
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A report to be made. report_id "" = nobody can be told. targets: the numbers it tells of. title, why: for the

@@ -46,7 +46,6 @@ HELD_BACK = "4.2.1"
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ANY_SHELL = b"/SENDMAIL/ANY/SHELL/"
 _USUAL_SHELLS = frozenset((b"/bin/sh", b"/bin/csh"))  # where there is no /etc/shells: getusershell(3)
 

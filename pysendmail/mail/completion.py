@@ -18,7 +18,6 @@ RFC 5322 3.6 (fields), RFC 2047 (names), RFC 6854 (group in To), RFC 2045 (label
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from . import address, forged, headers
 from .envelope import raw, text
@@ -68,13 +67,6 @@ class Facts:
     add_undisclosed: bool = True
 
 
-class Identity(NamedTuple):
-    """What a log line calls a message: the ids as printable text, "" for none."""
-
-    message_id: str
-    resent_message_id: str
-
-
 def complete(head: bytes, facts: Facts) -> bytes:
     """The header with everything in it that a message needs. head: what headers.scan found before the body.
 
@@ -121,13 +113,12 @@ def mime_label(head: bytes, *, has_8bit: bool, is_utf8: bool) -> bytes:
     return (b"MIME-Version: 1.0\nContent-Type: text/plain; charset=%s\nContent-Transfer-Encoding: 8bit\n" % charset)
 
 
-def identity(head: bytes) -> Identity:
-    """The message's ids for the log, control characters taken out: they are the sender's text."""
-    found = {b"message-id": "", b"resent-message-id": ""}
+def message_id_in(head: bytes) -> str:
+    """The message's id for the log, "" for none, control characters taken out: it is the sender's text."""
     for name, start, end in headers.scan(head)[0]:
-        if name in found and not found[name]:
-            found[name] = one_line(text(head[start:end].partition(b":")[2]), MAX_MESSAGE_ID)
-    return Identity(found[b"message-id"], found[b"resent-message-id"])
+        if name == b"message-id":
+            return one_line(text(head[start:end].partition(b":")[2]), MAX_MESSAGE_ID)
+    return ""
 
 
 def name_of_gecos(gecos: str, login: str) -> str:

@@ -13,7 +13,6 @@ from .envelope import BODY_TYPES, Envelope, Fields, Origin, Recipient, read_reci
 MAX_RECIPIENTS = 20_000  # of one submission
 MAX_ADDRESS = 1000  # bytes, well above RFC 5321's 320: what the wire refuses is reported, not lost
 MAX_VALUE = 1000  # bytes of any other value; bin/sendmail has tighter limits for each
-MAX_HOPS = 999
 
 _ONCE = frozenset((b"Sender", b"Full-Name", b"Body", b"Return", b"Envid", b"Hops", b"Errors", b"Delivery", b"Gateway",
                    b"Tag", b"Smtputf8", b"Protocol"))

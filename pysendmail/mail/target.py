@@ -5,7 +5,7 @@ finds again, in /etc/aliases or in the user's own .forward, and only such a line
 process can therefore not invent a command (OpenSMTPD CVE-2020-7247, CVE-2020-8794). `words` is for logs and people.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from .digest import sha256
@@ -74,9 +74,6 @@ class Target:
             raise ValueError("not a target")
         known = Outcome.from_json(value["outcome"]) if "outcome" in value else None
         return cls(**texts, sender=sender, use_forward=use_forward is not False, outcome=known)
-
-    def with_sender(self, sender: str | None) -> Self:
-        return replace(self, sender=sender)
 
 
 _TEXT = ("kind", "address", "user", "detail", "source", "digest", "words", "via")

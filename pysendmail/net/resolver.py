@@ -44,7 +44,6 @@ MAX_KEPT = 5000  # answers
 MAX_KEEP = 3600.0  # seconds that an answer is kept, whatever it says of itself
 WORTH_KEEPING = 30.0  # seconds; an answer with less time than this is about to change, or a balancer speaks
 PAYLOAD = 1232  # bytes of a UDP answer (DNS flag day 2020): never fragmented
-MAX_TCP = 65535
 LOOPBACK = ("127.0.0.1",)  # where the C library looks when resolv.conf names nobody
 
 

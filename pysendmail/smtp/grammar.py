@@ -23,7 +23,6 @@ from ..mail.envelope import NOTIFY, raw
 from .reply import Reply, reply
 from .wire import LocalError
 
-MAX_COMMAND = 2048  # bytes of a command line with its line end; RFC 5321 wants 512 and more for each extension
 MAX_AUTH = 12 * 1024 + 2  # bytes of a line in an AUTH exchange (RFC 4954 section 4)
 MAX_LOCAL = 512  # characters of a local part; RFC 5321 wants 64, VERP and SRS make longer ones
 MAX_DOMAIN = 255
@@ -317,13 +316,8 @@ def _parameters(words: Iterable[tuple[str, str]]) -> list[str]:
     return given
 
 
-def xtext(text: str) -> str:
-    """Encoded for ENVID, ORCPT and AUTH (RFC 3461 section 4). Non-ASCII characters go as their UTF-8 bytes."""
-    return "".join(chr(byte) if 33 <= byte <= 126 and byte not in b"+=" else f"+{byte:02X}" for byte in raw(text))
-
-
 def from_xtext(text: str) -> str:
-    """The reverse of xtext. Raises ValueError. What comes out may hold control characters: mind where it goes."""
+    """What xtext (RFC 3461 section 4) stands for, control characters too: mind where it goes. Raises ValueError."""
     if not _XTEXT.fullmatch(text):
         raise ValueError("not xtext")
     return re.sub(rb"\+([0-9A-F]{2})", lambda m: bytes((int(m[1], 16),)), raw(text)).decode("utf-8", "surrogateescape")

@@ -19,7 +19,6 @@ from .wire import RemoteError
 REJECTED = reply(550, "5.7.1", "rejected by a mail filter")
 DEFERRED = reply(451, "4.7.1", "a mail filter asks you to try again later")
 SHUT_DOWN = reply(421, "4.7.0", "a mail filter ends this session")
-DISCARDED = reply(250, "2.0.0", "ok")
 
 
 class Verdict(Enum):

@@ -38,7 +38,7 @@ class Limits:
     message_size: int = 52_428_800
     recipients: int = 1000  # of one message; RFC 5321 section 4.5.3.1.8 wants 100
     messages: int = 100
-    command_line: int = 2048  # with its line end
+    command_line: int = 2048  # with its line end; RFC 5321 wants 512 and more for each extension
     soft_errors: int = 10  # since the last message; after these each reply takes a while
     hard_errors: int = 20  # since the last message; these end the session
     unknown_commands: int = 20

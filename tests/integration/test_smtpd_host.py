@@ -25,7 +25,6 @@ MakeFilter = Callable[[dict[bytes, bytes]], FakeMilter]
 PASSWORD = "$6$abcdefgh$e1o..VsKRS0O4M9J1Qb9u.strxNEAfDkCXcaYc5TsDrJFctQ" \
            "CTMkPeis45vy3ZQtqt4dqG4vXTonFJKbQgR2Q1"  # wonderland
 PROXIED = 'proxies = ["127.0.0.1/32"]\ngreeting_delay = 0\ncheck_sender = false'
-LISTENING = r"listening on 127\.0\.0\.1:(\d+) "
 
 
 def free_port() -> int:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pysendmail.deliver.parcel import Parcel
 
-QUEUE_ID = "0abcDEFG001001"
 HEAD = b"Return-Path: <bob@else.test>\nDelivered-To: alice@host.example\n"
 FROM_LINE = b"From bob@else.test Tue Jul  1 10:52:37 2003\n"
 ENVELOPE = b"Pysendmail-Message: what stands before the text in a queue file\n"

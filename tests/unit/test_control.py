@@ -21,8 +21,6 @@ from tests.tools.running import Running
 LATER = deferred("4.2.0", "mailbox is locked")
 SOMEBODY = 54321
 
-Ask = Callable[..., Awaitable[list[dict[str, Any]]]]
-
 
 class Served:
     """A runner and its control socket, for questions one after the other. uid: who asks."""

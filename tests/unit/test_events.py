@@ -210,8 +210,7 @@ def test_full_log_drops_lines_and_stops_nobody(make_log: MakeLog, listener: sock
     log = make_log()
     for number in range(2000):
         log(INFO, f"line {number}")
-    assert log.dropped > 0
-    assert len(lines(listener)) == 2000 - log.dropped
+    assert 0 < len(lines(listener)) < 2000
     log(INFO, "after")
     assert lines(listener)[0].endswith("after")
 
@@ -225,7 +224,6 @@ def test_log_that_is_away_is_tried_again_after_a_while(tmp_path: Path, make_log:
         clock.now += RECONNECT_AFTER
         log(INFO, "heard")
         assert [line.rpartition(" ")[2] for line in lines(listener)] == ["heard"]
-    assert log.dropped == 2
 
 
 def test_clock_that_goes_back_does_not_silence_the_log(tmp_path: Path, make_log: MakeLog) -> None:
@@ -249,7 +247,6 @@ def test_log_that_was_started_anew_gets_the_next_line(tmp_path: Path, make_log: 
     for listener in listening(tmp_path):
         log(INFO, "two")
         assert len(lines(listener)) == 1
-    assert log.dropped == 0
 
 
 def test_no_descriptor_for_the_log_is_no_error(make_log: MakeLog, listener: socket.socket,
@@ -260,7 +257,7 @@ def test_no_descriptor_for_the_log_is_no_error(make_log: MakeLog, listener: sock
     log = make_log()
     monkeypatch.setattr(socket, "socket", no_socket)
     log(INFO, "lost")
-    assert log.dropped == 1
+    assert lines(listener) == []
 
 
 def test_child_that_closed_everything_writes_to_no_file_of_its_own(make_log: MakeLog, listener: socket.socket) -> None:

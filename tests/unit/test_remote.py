@@ -10,12 +10,11 @@ import pytest
 from pysendmail.deliver.content import PIECE, Content
 from pysendmail.deliver.remote import BURST, Letter, Session, Terms, survey_of
 from pysendmail.mail.envelope import Recipient
-from pysendmail.net import stream
 from pysendmail.net.hosts import Place
-from pysendmail.net.stream import MemoryTransport
 from pysendmail.smtp.client import TIMEOUTS
 from pysendmail.smtp.opening import Options
 from pysendmail.smtp.trouble import Peer, Scope, Stage
+from tests.tools.memory import MemoryTransport, pair
 from tests.tools.smtphost import Cut, Host, bytewise, whole
 
 PLACE = Place("mx.example", "192.0.2.1", 25)
@@ -54,7 +53,7 @@ class Conversation:
         self.fd = -1  # of the last letter's message
         self._fds: list[int] = []
         self.end = HostEnd(host, cut)
-        self.ours, self.theirs = stream.pair(self.session, self.end)
+        self.ours, self.theirs = pair(self.session, self.end)
 
     async def letter(self, text: bytes, recipients: int = 1) -> Letter:
         self.fd = os.memfd_create("message")

@@ -1,4 +1,4 @@
-"""Connections in memory behave as those over sockets do."""
+"""Connections: those in memory behave as those over sockets do, and those over sockets have limits."""
 
 import asyncio
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pysendmail.net import stream
-from pysendmail.net.stream import MemoryTransport
+from tests.tools.memory import MemoryTransport, pair
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def run(scenario: Callable[[Heard, MemoryTransport, Heard, MemoryTransport], Awa
         right: Heard | None = None) -> tuple[Heard, Heard]:
     async def whole() -> tuple[Heard, Heard]:
         one, other = Heard(), right or Heard()
-        ours, theirs = stream.pair(one, other)
+        ours, theirs = pair(one, other)
         await settle()
         await scenario(one, ours, other, theirs)
         await settle()

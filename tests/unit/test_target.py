@@ -44,11 +44,6 @@ def test_which_two_need_one_copy(one: Target, other: Target, is_same: bool) -> N
     assert (one.key() == other.key()) is is_same
 
 
-def test_another_sender() -> None:
-    assert ALICE.with_sender("").sender == ""
-    assert ALICE.with_sender("").with_sender(None) == ALICE
-
-
 def test_a_digest_tells_lines_apart() -> None:
     assert digest_of(b"|id") != digest_of(b"|id ")
     assert len(digest_of(b"")) == 64
