@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..deliver import identity
+from ..deliver import identity, spawner
 from ..route import lists
 from ..users import LookupTrouble, User, Users
 
@@ -99,10 +99,12 @@ class Clerk:
         is_hurried = now < self._hurried_until
         if is_hurried and self._in_vain >= MAX_IN_VAIN:
             raise TimeoutError(errno.ETIMEDOUT, "earlier questions were not answered in time")
+        if self._channel is not None and spawner.wait_readable([self._channel.fileno()], 0.0):
+            self.close()  # it has ended by itself: the kernel was short of memory, say
         if self._channel is None:
             self.start()
         assert self._channel is not None
-        deadline = now + (HURRIED if is_hurried else WITHIN)
+        deadline = self._clock() + (HURRIED if is_hurried else WITHIN)
         try:
             _send(self._channel, question, b"")
             return _receive(self._channel, lambda: max(0.001, deadline - self._clock()))

@@ -13,6 +13,7 @@ from pysendmail.daemon.clerk import Clerk
 from pysendmail.route import lists
 from pysendmail.users import LookupTrouble, User
 from tests.tools import processes
+from tests.tools.watch import wait_for_end
 
 ALICE = User("alice", 1000, 1001, "/home/alice", "/bin/sh", "Alice \udcff")
 
@@ -51,6 +52,26 @@ def test_it_knows_what_the_users_know(clerk: Clerk) -> None:
         ALICE, None, ALICE, None)
     with pytest.raises(LookupTrouble, match="Input/output error"):
         clerk.lookup("trouble")
+
+
+def test_clerk_that_has_ended_is_replaced_and_costs_no_message_its_answer(clerk: Clerk) -> None:
+    clerk.lookup("alice")
+    os.kill(clerk._pid, signal.SIGKILL)
+    wait_for_end(clerk._pid)
+    assert clerk.lookup("alice") == ALICE
+
+
+def test_time_that_a_clerk_takes_to_start_is_not_taken_for_a_silence(
+        clerk: Clerk, now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner may be large by then, and the host slow."""
+    fork = module.identity.fork
+
+    def slow() -> int:
+        now[0] += module.WITHIN + 1
+        return fork()
+
+    monkeypatch.setattr(module.identity, "fork", slow)
+    assert clerk.lookup("alice") == ALICE
 
 
 def test_question_that_hangs_is_a_trouble_and_the_next_one_is_answered(clerk: Clerk, now: list[float]) -> None:
