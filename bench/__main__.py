@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -86,6 +87,7 @@ def main() -> int:
     if package is None:
         print("bench: no package in dist/; ./dev deb builds one", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended"))  # no Debian and no mount stays behind
     workloads = given.workload or list(WORKLOADS)
     asked = given.only or [figures.OURS, figures.THEIRS, *(
         label for label in PEERS if any(label in IN.get(name, ()) for name in workloads))]

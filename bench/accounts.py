@@ -8,9 +8,11 @@ are the kernel's ticks, 10 ms, so that a workload has to take seconds to be know
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+LOOKS = 0.5  # seconds between looks at memory
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -53,6 +55,20 @@ def of_service(leader: int, unit: re.Pattern[str]) -> list[int]:
 def pss_mb(pids: list[int]) -> float:
     """Proportional set size together: shared pages are counted once."""
     return sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss") for pid in pids) / 1024
+
+
+class Peak:
+    """The largest memory of processes together, looked at now and then: a look takes time from what it looks at."""
+
+    def __init__(self, pids: Callable[[], list[int]]) -> None:
+        self._pids = pids
+        self._next = 0.0
+        self.mb = 0.0
+
+    def look(self) -> None:
+        if time.monotonic() >= self._next:
+            self.mb = max(self.mb, pss_mb(self._pids()))
+            self._next = time.monotonic() + LOOKS
 
 
 def reset_peaks(pids: list[int]) -> None:

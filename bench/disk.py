@@ -7,6 +7,7 @@ machine's disk: the loop device passes flushes on.
 """
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 SIZE = "12G"  # takes only what is written
@@ -17,15 +18,13 @@ class Disk:
 
     def __init__(self, directory: Path, *, is_machines_own: bool = False) -> None:
         """is_machines_own: no file system of its own, but a directory."""
-        self.path = directory / "disk"
-        self._image = directory / "disk.image"
+        self.path = Path(tempfile.mkdtemp(prefix="disk-", dir=directory))
+        self._image = Path(f"{self.path}.image")
         self._is_machines_own = is_machines_own
 
     def mount(self) -> None:
-        self.path.mkdir(exist_ok=True)
         if self._is_machines_own:
             return
-        self._image.unlink(missing_ok=True)
         for words in (["truncate", "-s", SIZE, self._image], ["mkfs.ext4", "-q", "-F", self._image],
                       ["mount", "-o", "loop", self._image, self.path]):
             subprocess.run(words, check=True)
@@ -34,3 +33,4 @@ class Disk:
         if not self._is_machines_own:
             subprocess.run(["umount", "--lazy", self.path], check=False)
             self._image.unlink(missing_ok=True)
+        self.path.rmdir()

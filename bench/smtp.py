@@ -15,45 +15,31 @@ from .network import RECIPIENT
 from .size import Size
 
 Result = Iterator[tuple[str, float]]
-LOOKS = 0.5  # seconds between looks at memory
 POLL, SHORT = 0.02, 0.005  # seconds
 BIG = 25 * 1024 * 1024  # bytes
 STORED = 0.97  # of the octets on the wire: line ends are shorter on the disk
 LONG = 900.0  # seconds for what a large queue takes
+FLUSH_EVERY = 5.0  # seconds
 READY = 120.0  # seconds until a service greets
 
 
-class Peak:
-    """The largest memory of a host's mail system, looked at now and then."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._next = 0.0
-        self.mb = 0.0
-
-    def look(self) -> None:
-        if time.monotonic() >= self._next:
-            self.mb = max(self.mb, accounts.pss_mb(self._host.pids()))
-            self._next = time.monotonic() + LOOKS
-
-
-def _wait(count: Callable[[], int], wanted: int, limit: float, peak: Peak) -> None:
+def _wait(count: Callable[[], int], wanted: int, limit: float, each: Callable[[], None]) -> None:
     """Until there are so many. Raises Failed."""
     end = time.monotonic() + limit
     while (found := count()) < wanted:
         if time.monotonic() > end:
             raise Failed(f"{found} of {wanted} messages after {limit:g} s")
-        peak.look()
+        each()
         time.sleep(POLL)
 
 
 def _flow(host: Host, count: int, recipients: tuple[str, ...], arrived: Callable[[], int], *, lasting: bool) -> Result:
     """Messages that come by SMTP, until all have arrived."""
     host.settle()
-    peak, cpu, begin = Peak(host), host.cpu(), time.monotonic()
+    peak, cpu, begin = accounts.Peak(host.pids), host.cpu(), time.monotonic()
     with host.network.sending(count, recipients, lasting=lasting) as source:
         accepted = source.wait(peak.look, POLL)
-        _wait(arrived, count, 300, peak)
+        _wait(arrived, count, 300, peak.look)
     end = time.monotonic()
     host.settle()
     yield "accept_per_s", count / accepted
@@ -101,7 +87,7 @@ def relay_lasting(host: Host, size: Size) -> Result:
 def smtp_big(host: Host, size: Size) -> Result:
     """One message of 25 MB by SMTP, until all of it is in the mailbox."""
     host.use("mbox")
-    peak, cpu, begin = Peak(host), host.cpu(), time.monotonic()
+    peak, cpu, begin = accounts.Peak(host.pids), host.cpu(), time.monotonic()
     with host.network.sending(1, (f"{USERS[0]}@{FQDN}",), lasting=False, size=BIG) as source:
         accepted = source.wait(peak.look, SHORT)
         while host.mailboxes.bytes() < STORED * BIG and time.monotonic() - begin < 60:
@@ -135,17 +121,26 @@ def _deferred(host: Host, count: int, *, is_looked_at: bool = False) -> Result:
     host.use("mbox")
     if is_looked_at:
         yield "empty_local_ms", _latency(host)
-    peak = Peak(host)
+    peak = accounts.Peak(host.pids)
     with host.network.sending(count, (RECIPIENT,), lasting=True) as source:
         yield "inject_per_s", count / source.wait(peak.look, POLL)
     host.settle(LONG)
     if is_looked_at:
         yield from _looked_at(host, count)
-    peak, cpu = Peak(host), host.cpu()
+    peak, cpu = accounts.Peak(host.pids), host.cpu()
     with host.network.sink() as sink:
         begin = time.monotonic()
-        host.debian.run(*host.flush)
-        _wait(sink.count, count, LONG, peak)
+        flushed = 0.0
+
+        def look() -> None:  # what was being put off when the queue was flushed would wait for minutes
+            nonlocal flushed
+            peak.look()
+            if time.monotonic() - flushed > FLUSH_EVERY:
+                host.debian.run(*host.flush)
+                flushed = time.monotonic()
+
+        look()
+        _wait(sink.count, count, LONG, look)
         yield "drain_per_s", count / (time.monotonic() - begin)
         host.settle(LONG)
     yield "drain_cpu_ms", (host.cpu() - cpu) * 1e3 / count

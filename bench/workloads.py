@@ -14,7 +14,6 @@ from .size import Size
 
 Result = Iterator[tuple[str, float]]
 BIG = 25 * 1024 * 1024  # bytes
-LOOKS = 0.5  # seconds between looks at memory
 
 
 def submit(host: Host, size: Size) -> Result:
@@ -48,26 +47,18 @@ def _drain(host: Host, size: Size, kind: str, users: tuple[str, ...]) -> Result:
         result = host.submit(size.drain, 8, *users)
         yield "stopped_per_s", size.drain / result["wall_s"]
         host.settle()
-        peak = 0.0
-        looked = time.monotonic()
-
-        def look() -> None:
-            nonlocal peak, looked
-            if time.monotonic() - looked > LOOKS:
-                peak = max(peak, accounts.pss_mb(host.pids()))
-                looked = time.monotonic()
-
+        peak = accounts.Peak(host.pids)
         cpu, begin = host.cpu(), time.monotonic()
     finally:
         host.start(wait=False)
-    first, early, end = host.wait_for(size.drain, 180, look)
+    first, early, end = host.wait_for(size.drain, 180, peak.look)
     host.settle()
     yield "per_s", size.drain / (end - begin)
     yield "first_s", first - begin
     if end > first:
         yield "flow_per_s", (size.drain - early) / (end - first)
     yield "cpu_ms", (host.cpu() - cpu) * 1e3 / size.drain
-    yield "peak_pss_mb", max(peak, accounts.pss_mb(host.pids()))
+    yield "peak_pss_mb", peak.mb
 
 
 def mbox(host: Host, size: Size) -> Result:
@@ -168,17 +159,12 @@ def _list(host: Host, name: str, count: int) -> Result:
     cpu, begin = host.cpu(), time.monotonic()
     result = host.submit(1, 1, name)
     yield "accepted_s", time.monotonic() - begin
-    peak = 0.0
-
-    def look() -> None:
-        nonlocal peak
-        peak = max(peak, accounts.pss_mb(host.pids()))
-
-    _, _, end = host.wait_for(count, 300, look, 0.1)
+    peak = accounts.Peak(host.pids)
+    _, _, end = host.wait_for(count, 300, peak.look, 0.05)
     yield "all_s", end - begin
     host.settle()
     yield "cpu_s", host.cpu() - cpu + result["cpu_s"]
-    yield "peak_pss_mb", peak
+    yield "peak_pss_mb", peak.mb
 
 
 def alias2000u(host: Host, size: Size) -> Result:

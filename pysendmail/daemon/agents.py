@@ -3,8 +3,8 @@
 A lane holds deliveries for one user and sends them to an agent of that user, at most `window` at a time. Mailbox and
 files share one lane, so that what waits is written together; commands, which may take long, have a few lanes of their
 own for each recipient (a user, or an alias) and go one at a time. Agents live for a burst: idle ones are closed, and
-when all places are taken the least recently used idle one makes room. As long as places change hands quickly, USUAL
-ones are enough for the mailboxes of any number of users: fewer processes in memory, and larger batches.
+when all places are taken the least recently used idle one makes room. USUAL mailbox agents that answer are enough
+for any number of users: fewer processes in memory, and larger batches. Those that are silent do not count.
 
 A user can stop or stall his own agents but nobody else's mail:
 
@@ -34,8 +34,8 @@ from ..events import Events
 from ..mail.outcome import Outcome, deferred
 
 MAX_LANES = 50  # agents at once
-USUAL = 20  # mailbox agents at once while nobody waits long: each has some 3 MB, and larger batches
-PATIENCE = 1.0  # seconds that a lane waits for one of these before it gets a further one
+USUAL = 20  # mailbox agents at once that answer: each has some 3 MB, and fewer have larger batches
+PATIENCE = 1.0  # seconds of silence after which an agent is not among these
 WINDOW = 64  # requests an agent has before it has answered
 COMMAND_LANES = 2  # commands of one recipient at once
 IDLE = 5.0  # seconds an agent is kept without work
@@ -183,16 +183,19 @@ class Agents:
     def _makes_room(self, lane: Lane) -> bool:
         """Whether this lane may have an agent; an idle agent makes room for it."""
         taken = list(self._placed.values())
-        commands = sum(one.is_slow for one in taken)
-        if lane.is_slow and commands >= max(1, self._most // 2):
+        if lane.is_slow and sum(one.is_slow for one in taken) >= max(1, self._most // 2):
             taken = [one for one in taken if one.is_slow]
-        elif len(taken) < self._most and (lane.is_slow or len(taken) - commands < USUAL
-                                          or self._loop.time() - lane.moved >= PATIENCE):
+        elif len(taken) < self._most and (lane.is_slow or self._lively(taken) < USUAL):
             return True
         idle = min((one for one in taken if one.is_idle), key=lambda one: one.moved, default=None)
         if idle is not None:
             self._end(idle, GONE)
         return idle is not None
+
+    def _lively(self, lanes: list[Lane]) -> int:
+        """How many of these have a mailbox agent that works, or could."""
+        since = self._loop.time() - PATIENCE
+        return sum(not lane.is_slow and (lane.is_idle or lane.moved > since) for lane in lanes)
 
     def _ask(self, lane: Lane) -> None:
         self._next += 1
