@@ -24,7 +24,6 @@ from typing import Any
 
 from ..auth.signing import Sign
 from ..config import Config
-from ..deliver.packet import MAX_PACKET
 from ..deliver.remote import NotOpened, Terms
 from ..deliver.shipment import MAX_BATCH, MAX_NOTES, Answer, Shipment, answer_packets, read_shipments
 from ..mail.masquerade import Masquerade
@@ -38,9 +37,9 @@ from ..smtp.client import TIMEOUTS
 from ..smtp.opening import Options, Tls
 from ..smtp.trouble import Kind, Peer, Result, Scope, Stage, Trouble, judge
 from . import login
+from .channel import Channel
 from .destination import IDLE, Destination, Means
 
-PACKETS_AT_ONCE = 8  # read before answers and peers are looked at again
 TICK = 2.0  # seconds between looks at what waits and at what is idle
 AVOIDED_FOR = 600.0  # seconds that a place which did not answer comes last
 SLOW = 2.0  # seconds that an attempt has to cost for that: one that is refused at once may as well be made again
@@ -82,7 +81,6 @@ class Relay:
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket, config: Config, world: World,
                  sign: Sign | None = None) -> None:
         self._loop = loop
-        self._channel = channel
         self._world = world
         self._relay = config.relay
         self._hostname = config.hostname or "localhost"
@@ -94,14 +92,12 @@ class Relay:
         self._in_the_clear: dict[Place, float] = {}
         self._destinations: dict[str, Destination] = {}
         self._answers: list[Answer] = []
-        self._unsent: list[bytes] = []
         self._is_flush_due = False
         self._faults: list[str] = []  # of ours, to be told with the next answer
         self._means = self._make_means(config, sign)
-        self.ended: asyncio.Future[None] = loop.create_future()
+        self._channel = Channel(loop, channel, self._take, MAX_BATCH)
+        self.ended = self._channel.ended
         loop.set_exception_handler(self._note_fault)
-        channel.setblocking(False)
-        loop.add_reader(channel.fileno(), self._readable)
         loop.call_later(TICK, self._tick)
 
     def _look_around(self, config: Config) -> Surroundings:
@@ -120,25 +116,12 @@ class Relay:
 
     async def close(self) -> None:
         """End what is left."""
-        self._loop.remove_reader(self._channel.fileno())
+        self._channel.close()
         for destination in self._destinations.values():
             destination.close()
         await asyncio.sleep(0)  # the carriers see it
 
     # ---- the channel
-
-    def _readable(self) -> None:
-        for _ in range(PACKETS_AT_ONCE):
-            try:
-                packet, fds, flags, _ = socket.recv_fds(self._channel, MAX_PACKET, MAX_BATCH)
-            except BlockingIOError:
-                return
-            except OSError:
-                packet, fds, flags = b"", [], 0
-            if not packet:
-                self._end()
-                return
-            self._take(packet, list(fds), flags)
 
     def _take(self, packet: bytes, fds: list[int], flags: int) -> None:
         try:
@@ -156,7 +139,7 @@ class Relay:
             for shipment in shipments:
                 self._answer(Answer(shipment.n, (outcome,) * len(shipment.recipients), is_tried=False))
         else:  # a runner that sends nonsense has no use for a relay
-            self._end()
+            self._channel.close()
         for fd in fds:
             os.close(fd)
 
@@ -164,11 +147,6 @@ class Relay:
         """Something of ours failed in a callback; asyncio has ended the connection that it belongs to."""
         if len(self._faults) < MAX_NOTES:
             self._faults.append(f"relay: {context.get('message')}: {context.get('exception')!r}")
-
-    def _end(self) -> None:
-        self._loop.remove_reader(self._channel.fileno())
-        if not self.ended.done():
-            self.ended.set_result(None)
 
     def _deliver(self, shipment: Shipment, fd: int) -> None:
         destination = self._destinations.get(shipment.destination)
@@ -189,22 +167,7 @@ class Relay:
     def _flush(self) -> None:
         self._is_flush_due = False
         answers, self._answers = self._answers, []
-        if answers:
-            self._unsent += answer_packets(answers)
-        while self._unsent:
-            try:
-                self._channel.send(self._unsent[0])
-            except BlockingIOError:
-                self._loop.add_writer(self._channel.fileno(), self._writable)
-                return
-            except OSError:
-                self._end()
-                return
-            self._unsent.pop(0)
-
-    def _writable(self) -> None:
-        self._loop.remove_writer(self._channel.fileno())
-        self._flush()
+        self._channel.send(answer_packets(answers))
 
     def _tick(self) -> None:
         self._loop.call_later(TICK, self._tick)

@@ -17,17 +17,16 @@ from dataclasses import replace
 
 from ..auth import Client, Judgement
 from ..config import Config
-from ..deliver.packet import MAX_PACKET
 from ..mail.changes import Draft, Text, split
 from ..mail.envelope import Envelope
 from ..mail.outcome import deferred
 from ..paths import Paths
 from ..spool.queue_file import pieces, read_envelope
 from ..spool.record import Damaged
+from .channel import Channel
 from .examiners import for_scanner
 from .verdict import NewText, Verdict, changed, outcome_of, read_question, start_of
 
-PACKETS_AT_ONCE = 16  # read before others have their turn
 LOCAL = Client("127.0.0.1", 0, "localhost", True)
 
 UNREADABLE = deferred("4.3.0", "the queue file cannot be read by the scanner")
@@ -50,13 +49,10 @@ class Scanner:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, channel: socket.socket, config: Config, paths: Paths) -> None:
         self._loop = loop
-        self._channel = channel
         self._examiner = for_scanner(config, paths, lambda _id, _text: None)
         self._work: set[asyncio.Task[None]] = set()
-        self._unsent: list[bytes] = []
-        self.ended: asyncio.Future[None] = loop.create_future()
-        channel.setblocking(False)
-        loop.add_reader(channel.fileno(), self._readable)
+        self._channel = Channel(loop, channel, self._take, 2)
+        self.ended = self._channel.ended
 
     def close(self) -> None:
         for one in self._work:
@@ -64,64 +60,29 @@ class Scanner:
 
     # ---- the channel
 
-    def _readable(self) -> None:
-        for _ in range(PACKETS_AT_ONCE):
-            try:
-                packet, fds, _, _ = socket.recv_fds(self._channel, MAX_PACKET, 2)
-            except BlockingIOError:
-                return
-            except OSError:
-                packet, fds = b"", []
-            if not self._take(packet, list(fds)):
-                self._end()
-                return
-
-    def _take(self, packet: bytes, fds: list[int]) -> bool:
-        """False: the runner has gone, or sends nonsense."""
+    def _take(self, packet: bytes, fds: list[int], _flags: int) -> None:
         try:
             queue_id, n = read_question(packet)
-        except ValueError:
+        except ValueError:  # a runner that sends nonsense has no use for a scanner
             for fd in fds:
                 os.close(fd)
-            return False
+            self._channel.close()
+            return
         if len(fds) != 2:  # no descriptor is free
             for fd in fds:
                 os.close(fd)
             self._answer(Verdict(n, deferred("4.3.0", "too many open files in the scanner")))
-            return True
+            return
         task = self._loop.create_task(self._scan(queue_id, n, fds[0], fds[1]))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
-        return True
-
-    def _end(self) -> None:
-        self._loop.remove_reader(self._channel.fileno())
-        if not self.ended.done():
-            self.ended.set_result(None)
 
     def _answer(self, verdict: Verdict) -> None:
         try:
             packet = verdict.to_packet()
         except ValueError as problem:
             packet = Verdict(verdict.n, deferred("4.7.1", str(problem))).to_packet()
-        self._unsent.append(packet)
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._unsent:
-            try:
-                self._channel.send(self._unsent[0])
-            except BlockingIOError:
-                self._loop.add_writer(self._channel.fileno(), self._writable)
-                return
-            except OSError:
-                self._end()
-                return
-            self._unsent.pop(0)
-
-    def _writable(self) -> None:
-        self._loop.remove_writer(self._channel.fileno())
-        self._flush()
+        self._channel.send([packet])
 
     # ---- one message
 

@@ -525,7 +525,7 @@ def test_answers_that_the_runner_does_not_take_yet_come_later() -> None:
             answers.append(relaying.start("b@[192.0.2.999]"))
             if n % 8 == 0:
                 await asyncio.sleep(0)
-        while not relaying.relay._unsent:
+        while not relaying.relay._channel._unsent:
             await asyncio.sleep(0)
         loop.add_reader(relaying.channel.fileno(), relaying._readable)
         for answer in answers:
