@@ -31,7 +31,7 @@ from .service import Service
 RUNNER_USER, RELAY_USER, LISTENER_USER = "_pysendmail", "_pysmrelay", "_pysmtpd"
 RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended badly is started again
 STEADY_AFTER = 60.0  # seconds after which a runner's end is no longer taken for a failed start
-STOP_WITHIN = 12.0  # seconds until a runner that does not stop is killed
+STOP_WITHIN = 20.0  # seconds until a runner that does not stop is killed: 8 for answers, then some hundred syncs
 END_WITHIN = 1.0  # seconds that a runner may still take to end after it has closed its socket
 HUNG_AFTER = 300.0  # seconds without a sign of life after which a runner is replaced: a sync may take 30 of them
 START_WITHIN = 600.0  # seconds until the first one: a large queue on a slow disk takes its time

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pysendmail.deliver import locks
-from tests.tools.host import Host, descendants, end
+from tests.tools import processes
+from tests.tools.host import Host
 
 ERRORS = ("EIO", "ENOSPC", "EMFILE", "EDQUOT")
 KILL = "SIGKILL"
@@ -123,11 +124,10 @@ def struck(text: str) -> int:
 def die(host: Host) -> None:
     """Everything dies at once."""
     if host.process is not None:
-        below = descendants(host.process.pid)
+        spared = processes.children() - {host.process.pid}
         host.process.kill()  # first: it would start others
         host.ended()
-        for pid in below:
-            end(pid)
+        processes.end_all_but(spared)  # what it has left is ours now, down to what it forked a moment ago
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:  # we are the parent of the orphans now, and a zombie would keep its locks
             pass

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import pysendmail
+from pysendmail.daemon import main, supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "/usr/share/pysendmail"  # the private module directory, which the programs name
@@ -170,6 +171,8 @@ def test_unit_leaves_users_programs_alone() -> None:
     assert settings["KillMode"] == "mixed"
     assert settings["OOMPolicy"] == "continue"
     assert int(settings["WatchdogSec"]) > 0
+    # Before anybody kills it a runner has time to put down what it knows of 500 messages, a sync each, on a slow disk.
+    assert main.STOP_WITHIN + 10 < supervisor.STOP_WITHIN < int(settings["TimeoutStopSec"])
     assert {word.split("(")[0] for word in settings["Documentation"].split()} >= {"man:pysendmaild"}
 
 
