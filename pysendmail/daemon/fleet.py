@@ -21,6 +21,7 @@ from ..deliver.packet import MAX_PACKET
 from ..deliver.shipment import Answer, Shipment
 from ..mail.outcome import Outcome, deferred
 from .lanes import Lane
+from .starts import Starts
 
 MAX_PROCESSES = 2
 BUSY_AT = 64  # shipments with each process before another one is asked for
@@ -28,8 +29,6 @@ PACKETS_AT_ONCE = 16  # read before others have their turn
 IDLE = 60.0  # seconds that a process is kept without work
 OPENING = 1800.0  # seconds for finding a host that lets us in
 GRACE = 120.0  # seconds that a process may exceed its own limits
-STEADY_AFTER = 10.0  # seconds after which a process's end is no longer taken for a failed start
-RESTART_FIRST, RESTART_MOST = 1.0, 60.0  # seconds before a process is asked for again
 
 GONE = deferred("4.3.0", "relay process ended without an answer; the message may have been sent, and may arrive twice")
 SLOW = deferred("4.3.0", "relay process did not answer in time")
@@ -95,25 +94,21 @@ class Process:
 
 
 class Fleet:
-    """ask: sends a packet to the spawner: {"relay": true, "n": k} or {"end": pid}; may raise OSError."""
+    """ask: sends a packet to the spawner (starts.py)."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ask: Callable[[dict[str, object]], None],
                  warn: Callable[[str], None], shipper: Shipper) -> None:
         self._loop = loop
-        self._ask = ask
+        self._starts = Starts(loop, "relay", ask)
         self._warn = warn
         self._shipper = shipper
         self._processes: list[Process] = []
         self._by_lane: dict[str, Process] = {}
-        self._asked = 0  # the number of the question that is out, 0 = none
-        self._numbers = 0
-        self._not_before = 0.0
-        self._restart = RESTART_FIRST
 
     @property
     def is_paused(self) -> bool:
         """Whether there is no process and none is to be expected now."""
-        return not self._processes and not self._asked and self._loop.time() < self._not_before
+        return not self._processes and not self._starts.is_asked and self._starts.wait > 0
 
     # ---- processes
 
@@ -130,50 +125,32 @@ class Fleet:
         self._by_lane.pop(lane.name, None)
 
     def _ask_for_one(self) -> None:
-        if self._asked or len(self._processes) >= MAX_PROCESSES or self._loop.time() < self._not_before:
-            return
-        self._numbers += 1
-        self._asked = self._numbers
-        try:
-            self._ask({"relay": True, "n": self._asked})
-        except OSError as trouble:
-            self._refused(deferred("4.3.0", f"no relay process: {trouble.strerror}"))
+        if not self._starts.is_asked and len(self._processes) < MAX_PROCESSES and not self._starts.wait:
+            self._refused(self._starts.ask())
 
     def granted(self, value: dict[str, object], fds: list[int]) -> None:
         """The spawner's answer: a relay's socket, or why there is none."""
-        is_ours = bool(self._asked) and value.get("n") == self._asked
-        if not is_ours or not fds:
-            for fd in fds:
-                os.close(fd)
-            if is_ours:
-                self._refused(Outcome.from_json(value.get("error")))
+        found = self._starts.granted(value, fds)
+        if not isinstance(found, tuple):
+            self._refused(found)
             return
-        self._asked = 0
-        channel = socket.socket(fileno=fds[0])
-        channel.setblocking(False)
-        now, pid = self._loop.time(), value.get("pid")
-        process = Process(channel, pid if isinstance(pid, int) else 0, now, now)
+        channel, pid = found
+        now = self._loop.time()
+        process = Process(channel, pid, now, now)
         self._processes.append(process)
         self._loop.add_reader(channel.fileno(), self._readable, process)
         self._shipper.has_room()
 
-    def _refused(self, outcome: Outcome) -> None:
-        """There is no further process now. With one at work that changes nothing."""
-        self._asked = 0
-        self._pause()
-        if not self._processes:
+    def _refused(self, outcome: Outcome | None) -> None:
+        """There is no further process now, if there is an outcome. With one at work that changes nothing."""
+        if outcome is not None and not self._processes:
             self._shipper.no_process(outcome)
-
-    def _pause(self) -> None:
-        self._not_before = self._loop.time() + self._restart
-        self._restart = min(self._restart * 2, RESTART_MOST)
 
     def _ended(self, process: Process, why: str) -> None:
         """A process has ended by itself, or is of no use any more."""
         if process not in self._processes:
             return
-        if self._loop.time() - process.began < STEADY_AFTER:
-            self._pause()
+        self._starts.ended(process.began)
         self._warn(f"relay process {process.pid} ended ({why}), {len(process.sent)} shipments unanswered")
         self._lose(process, GONE)
 
@@ -204,10 +181,7 @@ class Fleet:
                 self._lose(process, GONE)
             elif any(job.until < now for job in process.sent.values()):
                 self._warn(f"relay process {process.pid} is stuck and is ended")
-                try:
-                    self._ask({"end": process.pid})
-                except OSError:
-                    pass  # the spawner is gone, and so are we soon
+                self._starts.end(process.pid)
                 self._lose(process, SLOW)
 
     def forget(self) -> None:
@@ -293,7 +267,7 @@ class Fleet:
         if job is None:
             return
         if len(answer.outcomes) == len(job.shipment.recipients):
-            self._restart = RESTART_FIRST
+            self._starts.answered()
             self._shipper.answered(job, answer)
         else:
             self._shipper.lost(job, GONE)

@@ -38,6 +38,7 @@ from ..spool.queue import Message, Queue
 from ..spool.queue_file import pieces
 from ..spool.rewriting import rewrite
 from . import verdict as packets
+from .starts import Starts
 from .verdict import NewText, Verdict, start_of
 
 MAX_OUT = 20  # messages at a time; every filter has so many connections at most
@@ -45,12 +46,9 @@ IDLE = 60.0  # seconds that a scanner is kept without work
 LIMIT = 900.0  # seconds for one message, however long filters take
 SLOWEST = 100_000.0  # bytes per second; a large message has more time
 TICK = 5.0  # seconds between looks at the clock
-STEADY_AFTER = 10.0  # seconds after which a scanner's end is no longer taken for a failed start
-RESTART_FIRST, RESTART_MOST = 1.0, 60.0  # seconds before a scanner is asked for again
 
 GONE = deferred("4.3.0", "the scanner ended without a verdict")
 SLOW = deferred("4.3.0", "the scanner gave no verdict in time")
-NONE = deferred("4.3.0", "mail cannot be scanned now")
 
 _LATER = frozenset((errno.EAGAIN, errno.ETOOMANYREFS))
 
@@ -85,8 +83,7 @@ class _Job:
 
 
 class Scanning:
-    """ask: a packet to the spawner, {"scan": true, "n": k} or {"end": pid}; may raise OSError. sync_directories: as the
-    queue has it."""
+    """ask: sends a packet to the spawner (starts.py). sync_directories: as the queue has it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config, paths: Paths, queue: Queue,
                  ask: Callable[[dict[str, object]], None], events: Events, *, sync_directories: bool = False) -> None:
@@ -95,17 +92,14 @@ class Scanning:
         self._queue = queue
         self._tmp = f"{paths.queue}/tmp"
         self._sync_directories = sync_directories
-        self._ask = ask
+        self._starts = Starts(loop, "scan", ask)
         self._events = events
         self._waiting: deque[_Job] = deque()
         self._out: dict[int, _Job] = {}
         self._channel: socket.socket | None = None
         self._pid = 0
         self._began = self._moved = 0.0
-        self._asked = 0  # number of the question that is out, 0 = none
         self._numbers = 0
-        self._not_before = 0.0
-        self._restart = RESTART_FIRST
         self._ticker: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
 
@@ -169,19 +163,13 @@ class Scanning:
         self._out[job.n] = job
 
     def _ask_for_one(self) -> None:
-        if self._asked:
+        wait = self._starts.wait
+        if self._starts.is_asked:
             return
-        wait = self._not_before - self._loop.time()
-        if wait > 0:
-            if self._retry is None:
-                self._retry = self._loop.call_later(wait, self._try_again)
-            return
-        self._numbers += 1
-        self._asked = self._numbers
-        try:
-            self._ask({"scan": True, "n": self._asked})
-        except OSError as trouble:
-            self._refused(deferred("4.3.0", f"no scanner: {trouble.strerror}"))
+        if not wait:
+            self._refuse_all(self._starts.ask())
+        elif self._retry is None:
+            self._retry = self._loop.call_later(wait, self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
@@ -189,41 +177,25 @@ class Scanning:
 
     def granted(self, value: dict[str, object], fds: list[int]) -> None:
         """The spawner's answer: the scanner's socket, or why there is none."""
-        is_ours = bool(self._asked) and value.get("n") == self._asked
-        if not is_ours or not fds:
-            for fd in fds:
-                os.close(fd)
-            if is_ours:
-                self._refused(Outcome.from_json(value["error"]) if "error" in value else NONE)
+        found = self._starts.granted(value, fds)
+        if not isinstance(found, tuple):
+            self._refuse_all(found)
             return
-        self._asked = 0
-        self._channel = socket.socket(fileno=fds[0])
-        self._channel.setblocking(False)
-        pid = value.get("pid")
-        self._pid = pid if isinstance(pid, int) else 0
+        self._channel, self._pid = found
         self._began = self._moved = self._loop.time()
         self._loop.add_reader(self._channel.fileno(), self._readable)
         self._pump()
 
-    def _refused(self, outcome: Outcome) -> None:
-        self._asked = 0
-        self._pause()
-        self._refuse_all(outcome)
-
-    def _refuse_all(self, outcome: Outcome) -> None:
-        """Nothing that waits can be scanned now."""
-        waiting, self._waiting = self._waiting, deque()
-        for job in waiting:
-            self._give_back(job, outcome)
-
-    def _pause(self) -> None:
-        self._not_before = self._loop.time() + self._restart
-        self._restart = min(self._restart * 2, RESTART_MOST)
+    def _refuse_all(self, outcome: Outcome | None) -> None:
+        """Nothing that waits can be scanned now, if there is an outcome."""
+        if outcome is not None:
+            waiting, self._waiting = self._waiting, deque()
+            for job in waiting:
+                self._give_back(job, outcome)
 
     def _ended(self, why: str) -> None:
         """The scanner has ended, or is of no use any more."""
-        if self._loop.time() - self._began < STEADY_AFTER:
-            self._pause()
+        self._starts.ended(self._began)
         self._events.warned(f"scanner process {self._pid} ended ({why}), {len(self._out)} messages without a verdict")
         self._lose(GONE)
         self._loop.call_soon(self._pump)
@@ -245,10 +217,7 @@ class Scanning:
             self._pump()
         elif any(job.until < now for job in self._out.values()):
             self._events.warned(f"scanner process {self._pid} is stuck and is ended")
-            try:
-                self._ask({"end": self._pid})
-            except OSError:
-                pass  # the spawner is gone, and so are we soon
+            self._starts.end(self._pid)
             self._lose(SLOW)
         elif not self._out and now - self._moved > IDLE:
             self._lose(GONE)
@@ -284,7 +253,7 @@ class Scanning:
         found = Verdict.from_packet(packet, len(job.message.envelope.recipients))
         del self._out[job.n]
         self._moved = self._loop.time()
-        self._restart = RESTART_FIRST
+        self._starts.answered()
         for note in found.notes:
             self._events.noted(job.message.id, note)
         self._hand_over(job, found)

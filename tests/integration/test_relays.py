@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pysendmail.config import Config, LimitSettings, QueueSettings
-from pysendmail.daemon import fleet, lanes, relays
+from pysendmail.daemon import fleet, lanes, relays, starts
 from pysendmail.daemon.relays import Job, Relays, mark
 from pysendmail.deliver import shipment
 from pysendmail.deliver.packet import MAX_PACKET
@@ -464,7 +464,7 @@ def test_a_process_that_ends_leaves_what_it_had_deferred_and_what_waited_goes_to
     async def scenario(runner: Runner) -> None:
         numbers = runner.deliver(count=20)
         relay = await runner.relay(held=16)
-        runner.relays._fleet._processes[0].began -= fleet.STEADY_AFTER
+        runner.relays._fleet._processes[0].began -= starts.STEADY_AFTER
         relay.end()
         lost = await runner.settled(numbers[:16])
         assert {(answer.outcomes[0].status, answer.is_tried) for answer, _ in lost} == {("4.3.0", True)}
@@ -484,15 +484,15 @@ def test_processes_that_end_at_once_are_not_asked_for_without_end() -> None:
         ((answer, _),) = await runner.settled(runner.deliver())
         assert (answer.outcomes[0].status, answer.is_tried) == ("4.3.0", False)
         assert len(runner.asked) == 1
-        runner.now += fleet.RESTART_FIRST
+        runner.now += starts.RESTART_FIRST
         numbers = runner.deliver()
         relay = await runner.relay(1)
         relay.end()
         await runner.settled(numbers)
-        runner.now += fleet.RESTART_FIRST * 1.5
+        runner.now += starts.RESTART_FIRST * 1.5
         ((answer, _),) = await runner.settled(runner.deliver())
         assert not answer.is_tried
-        runner.now += fleet.RESTART_FIRST
+        runner.now += starts.RESTART_FIRST
         runner.deliver()
         await runner.relay(2)
     run_with_frozen_time(scenario)
@@ -507,11 +507,26 @@ def test_no_process_means_that_mail_waits() -> None:
     run(scenario)
 
 
+def test_a_process_that_no_descriptor_was_free_for_is_asked_for_again() -> None:
+    async def scenario(runner: Runner) -> None:
+        runner.is_deaf = True
+        numbers = runner.deliver()
+        await runner.quiet()
+        runner.relays.granted({"n": runner.asked[0]["n"], "relay": True, "pid": 4000}, [])
+        ((answer, _),) = await runner.settled(numbers)
+        assert (answer.outcomes[0].status, answer.is_tried) == ("4.3.0", False)
+        runner.is_deaf = False
+        runner.now += starts.RESTART_FIRST
+        runner.deliver()
+        await runner.relay()
+    run_with_frozen_time(scenario)
+
+
 def test_a_spawner_that_is_gone_means_the_same() -> None:
     async def scenario(runner: Runner) -> None:
         def gone(value: dict[str, object]) -> None:
             raise BrokenPipeError(32, "Broken pipe")
-        runner.relays._fleet._ask = gone
+        runner.relays._fleet._starts._ask = gone
         ((answer, _),) = await runner.settled(runner.deliver())
         assert answer.outcomes[0].status == "4.3.0"
         assert "Broken pipe" in answer.outcomes[0].reason

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysendmail.config import Config
-from pysendmail.daemon import scanning, verdict
+from pysendmail.daemon import scanning, starts, verdict
 from pysendmail.daemon.scanner import Scanner, client_of, draft_of
 from pysendmail.daemon.scanning import Scanning
 from pysendmail.daemon.verdict import NewText, Verdict, changed, outcome_of
@@ -384,7 +384,7 @@ def test_no_scanner_to_be_had(paths: Paths) -> None:
         second = asyncio.ensure_future(host.examine(host.commit(replace(ENVELOPE, id="6BO5HVZB000002"))))
         await asyncio.sleep(0.01)
         assert len(host.asked) == 1, "not asked again at once"
-        jump(scanning.RESTART_FIRST)
+        jump(starts.RESTART_FIRST)
         return [first, await second]
 
     (first, second), _, host = run(paths, [], play, refuse)
