@@ -1,6 +1,6 @@
 """Taking messages in: from the drop, where any user may write, into the queue.
 
-For one file, in this order (what each step is against stands in docs/ARCHITECTURE.md and beside the line):
+For one file, in this order (what each step is against stands in SECURITY.md and beside the line):
 
     open without following or waiting -> not committed yet? leave it -> facts of the descriptor: regular, one link,
     group of the drop, size -> claim by rename to intake/ID -> still the same file? -> read it once, check length and

@@ -107,36 +107,11 @@ async def _serve(paths: Paths, config: Config, users: Users, clerk: Clerk, event
     services: dict[str, Granted] = {"relay": relays.granted, "scan": scanning.granted}
     loop.add_reader(sockets.link.fileno(), _from_spawner, sockets.link, end, services, local.granted)
 
-    name = _status(paths.mailname)
-
-    def woken() -> None:
-        names, is_all = doors.calls(sockets.wake)
-        loop.remove_reader(sockets.wake.fileno())
-        loop.call_later(CALLS_EVERY, loop.add_reader, sockets.wake.fileno(), woken)
-        if _status(paths.mailname) == name:
-            runner.told(names)
-            if is_all:
-                runner.wake()
-        elif not runner.is_stopping:  # what is in the drop is for a runner that knows the new name
-            runner.is_stopping = True
-            _tell(sockets.link, {"reload": True})
-
-    loop.add_reader(sockets.wake.fileno(), woken)
-
-    def adopt(name: str) -> None:
-        message = intake.readopt(name)
-        if message is not None:
-            runner.accept(message)
+    loop.add_reader(sockets.wake.fileno(), Bell(loop, sockets, paths.mailname, runner).rung)
 
     adoption = Adoption(paths, queue_id.Ids(WRITER + 2, time.time, taken), events, runner.has, time.time)
     runner.attach(intake, adoption, taken)  # before anybody can put something into a queue that is not known yet
-    door = doors.SubmissionDoor(paths, queue_id.Ids(WRITER + 1, time.time, taken), events, config.limits.message_size,
-                                adopt, runner.shares.is_used_up, time.time,
-                                sync_directories=needs_directory_sync(paths.intake))
-    control = ControlDoor(paths, config, runner, events)
-    # Not create_unix_server: from Python 3.13 on it removes the name at the end, and the next runner uses it too.
-    servers = [await loop.create_server(door.connect, sock=sockets.submit),
-               await loop.create_server(control.connect, sock=sockets.control)]
+    servers = await _open_doors(loop, paths, config, runner, intake, events, sockets, taken)
     events.started(__version__)
     with suppress(OSError):
         _tell(sockets.link, {"ready": True})
@@ -153,6 +128,22 @@ async def _serve(paths: Paths, config: Config, users: Users, clerk: Clerk, event
     scanning.close()
     events.stopped(reason)
     return EX_OK
+
+
+async def _open_doors(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, runner: Runner, intake: Intake,
+                      events: Events, sockets: Sockets, taken: set[str]) -> list[asyncio.Server]:
+    def adopt(name: str) -> None:
+        message = intake.readopt(name)
+        if message is not None:
+            runner.accept(message)
+
+    door = doors.SubmissionDoor(paths, queue_id.Ids(WRITER + 1, time.time, taken), events, config.limits.message_size,
+                                adopt, runner.shares.is_used_up, time.time,
+                                sync_directories=needs_directory_sync(paths.intake))
+    control = ControlDoor(paths, config, runner, events)
+    # Not create_unix_server: from Python 3.13 on it removes the name at the end, and the next runner uses it too.
+    return [await loop.create_server(door.connect, sock=sockets.submit),
+            await loop.create_server(control.connect, sock=sockets.control)]
 
 
 def _assemble(loop: asyncio.AbstractEventLoop, paths: Paths, config: Config, users: Users, clerk: Clerk,
@@ -190,6 +181,27 @@ def _status(path: str) -> tuple[int, int, int]:
 def _tell(link: socket.socket, value: dict[str, object]) -> None:
     """A word to the spawner. Raises OSError."""
     link.send(encode(value))
+
+
+class Bell:
+    """The wake-up socket: whoever rings, the runner looks, as long as the mail name is what it was at the start."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sockets: Sockets, mailname: str, runner: Runner) -> None:
+        self._loop, self._sockets, self._mailname, self._runner = loop, sockets, mailname, runner
+        self._known = _status(mailname)
+
+    def rung(self) -> None:
+        fd = self._sockets.wake.fileno()
+        names, is_all = doors.calls(self._sockets.wake)
+        self._loop.remove_reader(fd)
+        self._loop.call_later(CALLS_EVERY, self._loop.add_reader, fd, self.rung)
+        if _status(self._mailname) == self._known:
+            self._runner.told(names)
+            if is_all:
+                self._runner.wake()
+        elif not self._runner.is_stopping:  # what is in the drop is for a runner that knows the new name
+            self._runner.is_stopping = True
+            _tell(self._sockets.link, {"reload": True})
 
 
 Granted = Callable[[dict[str, object], list[int]], None]  # hears of a process that it has asked for

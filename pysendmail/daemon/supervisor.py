@@ -26,7 +26,7 @@ from ..route.router import Router
 from ..users import LookupTrouble, SystemUsers, User, Users
 from . import ports, premises, services
 from .listeners import Listeners
-from .service import Service
+from .notify import Notify
 
 RUNNER_USER, RELAY_USER, LISTENER_USER = "_pysendmail", "_pysmrelay", "_pysmtpd"
 RESTART_FIRST, RESTART_MOST = 0.5, 30.0  # seconds before a runner that ended badly is started again
@@ -66,7 +66,7 @@ class Supervisor:
     paths: Paths
     users: Users
     log: Log
-    service: Service
+    notify: Notify
     settings: config.Config
     who: User | None
     relay_user: User | None
@@ -178,7 +178,7 @@ class Supervisor:
             self._reload()
         elif number in (signal.SIGTERM, signal.SIGINT):
             self.is_stopping = True
-            self.service.tell("STOPPING=1")
+            self.notify.tell("STOPPING=1")
             self._stop_runner()
             self.listeners.stop()
 
@@ -227,13 +227,13 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Take on new settings, if they are good; otherwise say why and go on with the old ones."""
-        self.service.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self.notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self.settings = load(self.paths, self.log)
         except config.ConfigError as problem:
             for line in problem.problems:
                 self.log(ERROR, f"SYSERR(root): settings are not changed: {line}")
-            self.service.tell("READY=1", "STATUS=settings are broken, running with the old ones")
+            self.notify.tell("READY=1", "STATUS=settings are broken, running with the old ones")
             return
         self.log(NOTICE, "restarting the runner due to SIGHUP")
         self._stop_runner()
@@ -252,7 +252,7 @@ class Supervisor:
     def _ready(self) -> None:
         if self.runner is not None:
             self.runner.is_ready = True
-        self.service.tell("READY=1", "STATUS=running")
+        self.notify.tell("READY=1", "STATUS=running")
         self._beat()
 
     def _beat(self) -> None:
@@ -264,7 +264,7 @@ class Supervisor:
         now = time.monotonic()
         is_late = now > self.look_at + LATE
         self.look_at = now + LOOK_EVERY
-        self.service.tell("WATCHDOG=1")  # we are alive, and replace whoever is not
+        self.notify.tell("WATCHDOG=1")  # we are alive, and replace whoever is not
         if not is_late:  # else they may have had no chance yet to say that they are alive
             self.listeners.look_after()
         if self.runner is None:
@@ -346,7 +346,7 @@ def main(argv: list[str], paths: Paths, *, users: Users | None = None, log: Log 
             service_user(users, name) for name in (RUNNER_USER, RELAY_USER, LISTENER_USER))
         listeners = Listeners(paths, users, log, listener_user, ports.Ports(log, ports.inherited_sockets()),
                               log_descriptors(log))
-        supervisor = Supervisor(paths, users, log, Service(), settings, who, relay_user, listeners)
+        supervisor = Supervisor(paths, users, log, Notify(), settings, who, relay_user, listeners)
         return supervisor.serve()
     except OSError as trouble:
         why = trouble if trouble.filename or not trouble.strerror else trouble.strerror

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pysendmail.daemon.service import Service
+from pysendmail.daemon.notify import Notify
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
 
 def test_lines_go_out_as_one_datagram(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.getsockname())
-    Service().tell("READY=1", "STATUS=running")
+    Notify().tell("READY=1", "STATUS=running")
     assert manager.recv(1000) == b"READY=1\nSTATUS=running"
 
 
@@ -30,18 +30,18 @@ def test_abstract_address(monkeypatch: pytest.MonkeyPatch) -> None:
         manager.bind(f"\0{name}")
         manager.settimeout(10)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        Service().tell("WATCHDOG=1")
+        Notify().tell("WATCHDOG=1")
         assert manager.recv(1000) == b"WATCHDOG=1"
 
 
 def test_children_do_not_inherit_the_address(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
         monkeypatch.setenv(name, manager.getsockname())
-    Service()
+    Notify()
     assert not {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"} & set(os.environ)
 
 
 @pytest.mark.parametrize("address", ["", "/nonexistent/socket", "@nobody-listens-here", "x" * 300])
 def test_manager_that_is_not_there_is_no_trouble(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    Service().tell("READY=1")
+    Notify().tell("READY=1")

@@ -4,7 +4,7 @@ import os
 import socket
 
 
-class Service:
+class Notify:
     """READY, STATUS, WATCHDOG, RELOADING, STOPPING for systemd; silent where nobody listens.
 
     The address is taken from the environment once, at start, and removed from it, so that no child talks in our name.
