@@ -40,7 +40,7 @@ class Stalled(Exception):
 
 
 class Pipe:
-    """One conversation. said: what was written. hostname: in the greeting."""
+    """One conversation. hostname: in the greeting."""
 
     def __init__(self, paths: Paths, hostname: str) -> None:
         self._paths = paths

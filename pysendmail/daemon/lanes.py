@@ -27,7 +27,7 @@ class Lane(Generic[Job]):
     """sent: shipments that are with a relay. moved: when it last had an answer, or its first shipment went out.
 
     turn: answers since somebody last had a slot of it. grown: good answers since its width changed. rough: broken
-    conversations since one that was not. is_careful: one has broken. narrow: one shipment at a time, whatever its
+    conversations since one that was not. is_careful: one has broken. is_narrow: one shipment at a time, whatever its
     width (a probe).
     """
 

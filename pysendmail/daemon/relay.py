@@ -50,7 +50,7 @@ FILES = 8192  # descriptors that this process may have, if it is allowed to
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What tests replace: where DNS is, how long to wait, who we are. listening: addresses on which we take SMTP."""
+    """What tests replace: where DNS is, how long to wait, who we are."""
 
     resolv_conf: str = "/etc/resolv.conf"
     dns_port: int = 53

@@ -4,7 +4,8 @@ fork.
 runner -> spawner   {"agent": "alice", "n": 7}          I need an agent for this user
                     {"ready": true}, {"beat": true}      signs of life for the service manager
                     {"reload": true}                     the mail name has changed
-                    {"end": PID}                         this agent is stuck
+                    {"relay": true, "n": 8}              I need a relay; "scan": a scanner. The answer says which, too
+                    {"end": PID}                         this process is stuck
 spawner -> runner   {"n": 7, "pid": 4711} + a socket     here it is
                     {"n": 7, "error": OUTCOME}           why not, always 4.x.x
 runner -> agent     Request + a read-only descriptor of the message, opened for this request alone
@@ -31,7 +32,8 @@ REFUSED = 0  # n of the Reply to all requests: there is no such user, say
 class Request:
     """One delivery. n: chosen by the runner, comes back in the Reply. offset, length: of the text in the file, bytes.
 
-    sender: for Return-Path and the From_ line ("" = null). original: the envelope recipient. attempt: 1 = the first.
+    sender: for Return-Path and the From_ line ("" = null). original: the envelope recipient. now: seconds
+    since the epoch, for the From_ line.
     """
 
     n: int

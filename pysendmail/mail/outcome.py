@@ -31,7 +31,7 @@ class Outcome:
     """The result of one attempt.
 
     status: RFC 3463 code. reason: one line for people. diagnostic: the words of the other side, such as
-    "smtp; 550 5.1.1 no such user" or "x-unix; exit 70". remote_mta: the host that said so. relay, mailer: for the log.
+    "smtp; 550 5.1.1 no such user" or "x-unix; exit 70". remote_mta: the host that said so.
     """
 
     status: str
