@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.tools.host import Host
+from tests.tools.host import SETTINGS, Host
 
 
 def test_mail_after_a_change_of_the_mail_name_has_the_new_one(make_host: Callable[..., Host]) -> None:
     host = make_host()
-    Path(host.paths.settings).write_text("hostname = \"host.example\"\n[smtpd]\nlisten = []\n")
+    Path(host.paths.settings).write_text(SETTINGS.replace('\ndomain = "host.example"\n', "\n"))
     host.start()
     host.outcome(host.send("bob"), "bob")
     Path(host.paths.mailname).write_text("renamed.example\n")

@@ -44,7 +44,9 @@ UIDS = {"root": 0, RUNNER: 54400, LOCAL: 54401, RELAY: 54402, LISTENER: 54403, "
         "carol": 54412, "dave": 54413}
 MAIL_GROUP = 54450  # what the mailbox directory belongs to
 NOBODY_KNOWN = 54499  # a uid without a name
-SETTINGS = 'hostname = "host.example"\ndomain = "host.example"\n[smtpd]\nlisten = []\n'
+# However much else this machine has to do: what is sent is delivered at once.
+SETTINGS = ('hostname = "host.example"\ndomain = "host.example"\n[smtpd]\nlisten = []\n'
+            "[limits]\nload_queue = 1000\nload_refuse = 1000\n")
 PLACES = ("drop/new", "intake", "queue/new", "queue/cur", "queue/hold")
 QUICK = {"pysendmail.daemon.runner.SETTLE_AGAIN": 0.5, "pysendmail.daemon.runner.SCAN_EVERY": 0.5,
          "pysendmail.daemon.intake.AGAIN": 0.5, "pysendmail.daemon.intake.PAUSE": 0.5}
