@@ -44,8 +44,8 @@ elsif header :contains "subject" "elsewhere" {{ redirect "bob@{FQDN}"; }}
 SAME_ORDER = "mbox_write_locks = dotlock fcntl\n"
 MAILDIR = {
     "2.3": "mail_location = maildir:~/Maildir\nauth_username_format = %Ln\nprotocol lda {\n mail_plugins = sieve\n}\n",
-    "2.4": "mail_driver = maildir\nmail_path = ~/Maildir\nmail_inbox_path =\n"
-           "auth_username_format = %{user | username | lower}\nprotocol lda {\n mail_plugins {\n  sieve = yes\n }\n}\n",
+    "2.4": "mail_driver = maildir\nmail_path = ~/Maildir\nmail_inbox_path = ~/Maildir\n"
+           "protocol lda {\n mail_plugins {\n  sieve = yes\n }\n}\n",
 }
 
 
