@@ -19,11 +19,13 @@ ALICE = User("alice", 1000, 1001, "/home/alice", "/bin/sh", "Alice \udcff")
 
 
 class Users:
-    """alice; who asks for "slow" waits for ever."""
+    """alice; who asks for "slow" waits for ever, and "fatal" ends whoever looks."""
 
     def lookup(self, name: str) -> User | None:
         if name.startswith("slow"):
             signal.pause()
+        if name == "fatal":
+            os.kill(os.getpid(), signal.SIGKILL)
         if name == "trouble":
             raise LookupTrouble(5, "Input/output error")
         return ALICE if name == "alice" else None
@@ -109,11 +111,9 @@ def test_clerks_that_cannot_be_ended_are_bounded(clerk: Clerk, monkeypatch: pyte
     processes.end(processes.children() - before)
 
 
-def test_clerk_that_dies_is_replaced(clerk: Clerk) -> None:
-    clerk.lookup("alice")
-    os.kill(clerk._pid, signal.SIGKILL)
+def test_clerk_that_dies_of_a_question_is_replaced(clerk: Clerk) -> None:
     with pytest.raises(LookupTrouble):
-        clerk.lookup("alice")
+        clerk.lookup("fatal")
     assert clerk.lookup("alice") == ALICE
 
 
