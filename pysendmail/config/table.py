@@ -194,7 +194,7 @@ class LimitSettings:
     free_space: int = setting(67_108_864, whole(0), "Free space below which nothing more is accepted.", BYTES)
     free_inodes: int = setting(1000, whole(0), "The same for inodes.")
     load_queue: int = setting(
-        8, whole(1, 1000), "Load per processor above which new mail is only queued, and tried after retry_first.")
+        8, whole(1, 1000), "Load per processor above which new mail is put off for 15 seconds.")
     load_refuse: int = setting(12, whole(1, 1000), "Load per processor above which the network is refused.")
     alias_depth: int = setting(10, whole(1, 100), "Aliases and lists that may lead to one another.")
     alias_results: int = setting(50_000, whole(100, 1_000_000), "Addresses that one recipient may become.")

@@ -226,13 +226,13 @@ class Runner:
         """A message that is new in the queue."""
         self.events.alive()
         self.shares.add(message.entry.uid, message.length)
-        if (message.is_put_off or self._load.is_high) and self._put_off(message):
-            return
-        self.start(message)
+        wait = self._settings.retry_first if message.is_put_off else self._load.wait
+        if not wait or not self._put_off(message, wait):
+            self.start(message)
 
-    def _put_off(self, message: Message) -> bool:
-        """Queue it for the next queue run: its submitter (-odq) or the load wants that. False = it cannot be."""
-        due = self._clock() + self._settings.retry_first
+    def _put_off(self, message: Message, wait: float) -> bool:
+        """Queue it for later: its submitter (-odq) or the load wants that. wait: seconds. False = it cannot be."""
+        due = self._clock() + wait
         try:
             self.queue.secure(message)
             self.queue.reschedule(message, due, 0, "")

@@ -12,6 +12,7 @@ import pytest
 from pysendmail.config import LimitSettings
 from pysendmail.daemon import runner as runner_module
 from pysendmail.daemon.agents import DROPPED
+from pysendmail.daemon.load import LOADED_PAUSE
 from pysendmail.daemon.runner import IN_WORK_AGAIN
 from pysendmail.daemon.settle import BUSY_AGAIN
 from pysendmail.deliver.request import Reply
@@ -258,7 +259,7 @@ def test_new_mail_of_a_loaded_host_waits_and_is_tried_all_the_same(running: Runn
     running.loop.advance(11)
     found = running.submit("bob")
     assert (running.deliveries(), running.places()) == ([], {found: "cur"})
-    running.loop.advance(301)
+    running.loop.advance(LOADED_PAUSE + 1)
     one = only(running)
     assert running.runner.active[found].message.state.attempts == 0
     one.answer()
@@ -266,7 +267,7 @@ def test_new_mail_of_a_loaded_host_waits_and_is_tried_all_the_same(running: Runn
     running.loop.advance(11)
     running.submit("bob")
     only(running)
-    assert len(running.lines("load 8.5 for each processor: new mail is only queued")) == 1
+    assert len(running.lines("load 8.5 for each processor: new mail is put off")) == 1
 
 
 def test_reports_that_leave_this_host_are_bounded_and_late_but_lost_is_none(paths: Paths) -> None:
