@@ -136,7 +136,7 @@ def test_killed_agent_is_replaced(host: Host) -> None:
 def test_agent_killed_in_the_middle_puts_its_mail_off(make_host: MakeHost) -> None:
     host = make_host(settings="[queue]\nretry_first = 1\nretry_max = 1\n")
     home = host.users["bob"].home
-    host.forward("bob", f'"|touch {home}/runs; test -e {home}/good || sleep 100"\n')
+    host.forward("bob", f'"|test -e {home}/good || {{ touch {home}/runs; sleep 100; }}"\n')
     host.start()
     mail = host.send("bob", "carol")
     host.wait_for_file(f"{home}/runs")
