@@ -6,13 +6,15 @@ without a scheme in braces in front:
 
     yescrypt ($y$), gost-yescrypt ($gy$), scrypt ($7$), bcrypt ($2a$ $2b$ $2y$), SHA-512 ($6$), SHA-256 ($5$)
 
-Older methods (DES, MD5, {PLAIN}) are no protection, and such a line lets nobody in. The hashing is that of libcrypt
+Older methods (DES, MD5, {PLAIN}) are no protection, and such a line lets nobody in. Where libcrypt cannot compute
+a hash, which may take many megabytes, that is trouble and no wrong password. The hashing is that of libcrypt
 (libxcrypt, which every Debian has, since PAM and login use it), called by its own interface. It takes time on purpose;
 a user who is not in the file takes as long as one who is, or who exists would be no secret. Secrets appear in no
 exception and no log.
 """
 
 import ctypes
+import errno
 from functools import cache
 from typing import Any
 
@@ -53,10 +55,12 @@ def _without_scheme(hashed: bytes) -> bytes:
 
 
 def fits(data: bytes, user: str, password: str) -> bool:
-    """Whether the password is that of this user in the contents of a file. Takes its time. Raises NoLibrary."""
+    """Whether the password is that of this user in the contents of a file. Takes its time. Raises OSError."""
     name, secret = user.encode("utf-8", "surrogateescape"), password.encode("utf-8", "surrogateescape")
     hashed, anybody = find(data, name)
     made = _crypt(secret, hashed or anybody or _NOBODY)
+    if made is None and hashed and _is_possible(secret):  # libcrypt does not say why: it may be short of memory
+        raise OSError(errno.ENOMEM, "libcrypt cannot compute a hash")
     import hmac  # with OpenSSL, where there are passwords alone
 
     return bool(hashed) and made is not None and hmac.compare_digest(made, hashed)
@@ -75,9 +79,13 @@ def _library() -> Any:
     raise NoLibrary(2, "libcrypt cannot be loaded")
 
 
+def _is_possible(secret: bytes) -> bool:
+    return 0 < len(secret) <= MAX_PASSWORD and b"\0" not in secret
+
+
 def _crypt(secret: bytes, setting: bytes) -> bytes | None:
     """crypt(3) with memory of its own; None if it cannot be done with this setting or password."""
-    if not 0 < len(secret) <= MAX_PASSWORD or b"\0" in secret:
+    if not _is_possible(secret):
         return None
     memory = ctypes.create_string_buffer(_DATA_SIZE)
     made = _library().crypt_rn(secret, setting, memory, _DATA_SIZE)

@@ -68,6 +68,24 @@ def test_files_without_a_user(data: bytes) -> None:
     assert not passwords.fits(data, "", "wonderland")
 
 
+def test_libcrypt_without_memory_is_no_wrong_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """crypt_rn(3) says EINVAL for whatever it could not do."""
+    (tmp_path / "users").write_text(f"alice:{SHA512}\n")
+    (tmp_path / "users").chmod(0o600)
+    monkeypatch.setattr(passwords, "_library", FailingLibrary)
+    settings = AuthSettings(password_file=str(tmp_path / "users"))
+    verdict, words = keeper.judge(settings, "alice", "wonderland")
+    assert (verdict, "libcrypt cannot compute a hash" in words) == (keeper.TROUBLE, True)
+    assert keeper.judge(settings, "alice", "x" * 600) == (keeper.NO, "")
+    assert keeper.judge(settings, "bob", "wonderland") == (keeper.NO, "")
+
+
+class FailingLibrary:
+    @staticmethod
+    def crypt_rn(*_: Any) -> None:
+        return None
+
+
 def test_the_first_line_of_a_user_counts() -> None:
     other = crypted("other", "$6$rounds=1000$abcdefgh$")
     assert not passwords.fits(f"alice:{other}\nalice:{SHA512}\n".encode(), "alice", "wonderland")
