@@ -65,6 +65,8 @@ def _check(library: Any, message: bytes, number: int, lookups: Lookups) -> DkimR
     except library.ValidationError as problem:
         is_body = str(problem).startswith("body hash")
         result, words = ("fail", "body has been changed") if is_body else ("permerror", "not a valid signature")
+    except (MemoryError, library.NaClNotFoundError) as problem:
+        result, words = "neutral", type(problem).__name__
     except Exception as problem:  # noqa: BLE001 - the library raises what it likes for what strangers sign with
         result, words = "permerror", type(problem).__name__
     signature = getattr(verifier, "signature_fields", None) or {}

@@ -3,7 +3,8 @@
 From its policy record a domain says what becomes of mail in its name that nobody stands for. The record is looked for
 at the domain itself and then at its organizational domain, which the Public Suffix List tells (Debian:
 python3-publicsuffix2 with the package publicsuffix; without it, only the domain itself). A record that cannot be got
-now is "temperror", and nothing is refused for it. Runs in a worker thread. RFC 7489; no reports are sent.
+now is "temperror", and nothing is refused for it; so is what would pass if another domain were of the same
+organization, where there is no list to tell. Runs in a worker thread. RFC 7489; no reports are sent.
 """
 
 from collections.abc import Iterable
@@ -102,12 +103,15 @@ def check(domain: str, passed: Iterable[tuple[str, bool]], lookups: Lookups) -> 
     policy, is_whole = _find(domain, top, lookups)
     if policy is None:
         return DmarcResult("none" if is_whole else "temperror", domain)
+    result = "fail"
     for other, is_dkim in passed:
         other = to_ascii(other)
         is_strict = policy.is_strict_dkim if is_dkim else policy.is_strict_spf
         if other and (other == domain or (not is_strict and organization(other) == top)):
             return DmarcResult("pass", domain, policy.policy, policy.percent)
-    return DmarcResult("fail", domain, policy.policy, policy.percent)
+        if _suffixes() is None and not is_strict and other.split(".")[-2:] == domain.split(".")[-2:]:
+            result = "temperror"
+    return DmarcResult(result, domain, policy.policy, policy.percent)
 
 
 def _find(domain: str, top: str, lookups: Lookups) -> tuple[Policy | None, bool]:

@@ -193,6 +193,30 @@ def test_dmarc(tmp_path: Path, whom: bytes, table: dict[str, str], result: str) 
     assert by["dmarc"][0] == result
 
 
+@pytest.mark.parametrize(("whom", "result"), [
+    (b"a@sub.example.org", "temperror"), (b"a@example.org", "pass"), (b"a@other.example", "fail")])
+def test_without_a_list_of_suffixes_nobody_is_refused_for_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whom: bytes, result: str) -> None:
+    monkeypatch.setattr(dmarc, "_suffixes", lambda: None)
+    records = {(f"_dmarc.{whom.decode()[2:]}", "TXT"): ['"v=DMARC1; p=reject"']}
+    one = found(tmp_path, SPF | records, draft(b"From: " + whom + b"\n"), reject=True)
+    assert read(one.field)["dmarc"][0] == result
+    assert (one.refusal is not None) is (result == "fail")
+
+
+@pytest.mark.parametrize("trouble", [MemoryError, dkimpy.NaClNotFoundError])
+def test_a_signature_that_cannot_be_checked_here_refuses_nobody(
+        tmp_path: Path, key: tuple[bytes, str], monkeypatch: pytest.MonkeyPatch, trouble: type[Exception]) -> None:
+    def verify(*_: Any, **__: Any) -> bool:
+        raise trouble
+
+    monkeypatch.setattr(dkimpy.DKIM, "verify", verify)
+    table = {("_dmarc.example.org", "TXT"): ['"v=DMARC1; p=reject"'], ("example.org", "TXT"): ['"v=spf1 -all"']}
+    one = found(tmp_path, table, draft(signed(HEAD, BODY, key[0])), reject=True)
+    assert (read(one.field)["dkim"][0], read(one.field)["dmarc"][0]) == ("neutral", "temperror")
+    assert one.refusal is None
+
+
 @pytest.mark.parametrize(("policy", "reject", "chance", "is_refused"), [
     ("p=reject", True, 0.0, True),
     ("p=reject", False, 0.0, False),
