@@ -24,7 +24,7 @@ from ..mail.outcome import Outcome
 from ..mail.target import Target
 from .packet import decode, encode
 
-MAX_TARGETS = 1000  # of one .forward
+MAX_TARGETS = 10_000  # of one .forward: what [limits] forward_entries may be
 REFUSED = 0  # n of the Reply to all requests: there is no such user, say
 
 

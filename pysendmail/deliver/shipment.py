@@ -222,9 +222,13 @@ def answer_packets(answers: Sequence[Answer]) -> list[bytes]:
         half = len(answers) // 2
         return answer_packets(answers[:half]) + answer_packets(answers[half:])
     value = answers[0].to_json()
-    value["o"] = [[status, one_line(reason, MAX_CUT), one_line(diagnostic, MAX_CUT), one_line(mta, MAX_CUT)]
-                  for status, reason, diagnostic, mta in value["o"]]
+    value["o"] = [[status, *map(_cut, texts)] for status, *texts in value["o"]]
     return [encode({"a": [value]})]
+
+
+def _cut(text: str) -> str:
+    """In ASCII: any other character may take twelve bytes in a packet."""
+    return one_line(text.encode("ascii", "backslashreplace").decode("ascii"), MAX_CUT)
 
 
 def read_answers(packet: bytes) -> list[Answer]:

@@ -111,6 +111,11 @@ def test_reply_that_no_runner_could_read_becomes_one_that_says_so() -> None:
     assert reply.outcome.status == "4.2.4"
 
 
+def test_forward_may_have_as_many_targets_as_the_settings_allow() -> None:
+    targets = (Target(FORWARDED, "a"),) * 1500
+    assert Reply.from_packet(packet_of(Reply(9, None, targets))).targets == targets
+
+
 def test_outcome_from_an_agent_is_one_line() -> None:
     reply = Reply.from_packet(encode({"n": 1, "outcome": ["5.1.1", "no\r\nX-Evil: yes\x00", "smtp; 550\n", "a\nb"]}))
     assert reply.outcome == Outcome("5.1.1", "no X-Evil: yes", "smtp; 550", "a b")

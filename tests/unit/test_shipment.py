@@ -99,8 +99,9 @@ def test_many_long_answers_go_in_several_packets() -> None:
     assert [one.n for packet in packets for one in shipment.read_answers(packet)] == [0, 1, 2, 3, 4]
 
 
-def test_an_answer_too_long_for_any_packet_loses_words_and_no_recipient() -> None:
-    outcomes = tuple(failed("5.1.1", f"{n} " + "\u00e4" * 390, "smtp; " + "\u4e00" * 390) for n in range(100))
+@pytest.mark.parametrize("character", ["\u4e00", "\U0001f600", "\udcff", '"'], ids=ascii)
+def test_an_answer_too_long_for_any_packet_loses_words_and_no_recipient(character: str) -> None:
+    outcomes = tuple(failed("5.1.1", f"{n} " + character * 390, "smtp; " + character * 390) for n in range(100))
     (packet,) = shipment.answer_packets([Answer(1, outcomes)])
     assert len(packet) <= MAX_PACKET
     (answer,) = shipment.read_answers(packet)
