@@ -11,19 +11,25 @@ from ..mail.outcome import Outcome, deferred
 
 STEADY_AFTER = 10.0  # seconds after which a process's end is no longer taken for a failed start
 RESTART_FIRST, RESTART_MOST = 1.0, 60.0  # seconds before a process is asked for again
+ASK_WITHIN = 60.0  # seconds that the spawner may take for an answer; it may have got lost
 
 LOST = deferred("4.3.0", "no descriptor is free for a process")
 
 class Starts:
     """kind: as the spawner knows it. ask: sends a packet to the spawner, and may raise OSError:
-    {kind: true, "n": k} or {"end": pid}. is_asked: whether a question is out."""
+    {kind: true, "n": k} or {"end": pid}."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, kind: str, ask: Callable[[dict[str, object]], None]) -> None:
         self._loop, self._kind, self._ask = loop, kind, ask
         self._number = 0
         self._not_before = 0.0
         self._pause = RESTART_FIRST
-        self.is_asked = False
+        self._asked_until = 0.0
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a question is out."""
+        return self._loop.time() < self._asked_until
 
     @property
     def wait(self) -> float:
@@ -33,7 +39,7 @@ class Starts:
     def ask(self) -> Outcome | None:
         """Ask for a process; why there is none, where even that cannot be done."""
         self._number += 1
-        self.is_asked = True
+        self._asked_until = self._loop.time() + ASK_WITHIN
         try:
             self._ask({self._kind: True, "n": self._number})
         except OSError as trouble:
@@ -47,14 +53,14 @@ class Starts:
             for fd in fds:
                 os.close(fd)
             return self._refused(Outcome.from_json(value["error"]) if "error" in value else LOST) if is_ours else None
-        self.is_asked = False
+        self._asked_until = 0.0
         channel = socket.socket(fileno=fds[0])
         channel.setblocking(False)
         pid = value.get("pid")
         return channel, pid if isinstance(pid, int) else 0
 
     def _refused(self, outcome: Outcome) -> Outcome:
-        self.is_asked = False
+        self._asked_until = 0.0
         self.ended(self._loop.time())
         return outcome
 

@@ -5,7 +5,7 @@ import os
 import socket
 from typing import cast
 
-from pysendmail.daemon.starts import LOST, RESTART_FIRST, RESTART_MOST, STEADY_AFTER, Starts
+from pysendmail.daemon.starts import ASK_WITHIN, LOST, RESTART_FIRST, RESTART_MOST, STEADY_AFTER, Starts
 from pysendmail.mail.outcome import deferred
 from tests.tools.loop import Loop
 
@@ -80,6 +80,19 @@ def test_a_process_for_which_no_descriptor_was_free_is_one_that_was_refused() ->
     spawner.starts.ask()
     assert spawner.starts.granted({"n": 1, "relay": True, "pid": 4711}, []) == LOST
     assert (spawner.starts.is_asked, spawner.starts.wait) == (False, RESTART_FIRST)
+
+
+def test_an_answer_that_got_lost_is_not_waited_for_without_end() -> None:
+    spawner = Spawner()
+    spawner.starts.ask()
+    spawner.loop.now += ASK_WITHIN
+    assert (spawner.starts.is_asked, spawner.starts.wait) == (False, 0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        assert spawner.starts.granted({"n": 1, "relay": True, "pid": 4711}, [ours.detach()]) is None
+        assert theirs.recv(1) == b""
+    assert spawner.starts.ask() is None
+    assert spawner.asked[-1] == {"relay": True, "n": 2}
 
 
 def test_a_spawner_that_is_gone_refuses() -> None:
