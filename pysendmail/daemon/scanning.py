@@ -268,7 +268,7 @@ class Scanning:
             job.close()
 
     def _store(self, job: _Job, found: Verdict) -> None:
-        """Raises OSError or ValueError."""
+        """Raises OSError, ValueError or Unsure."""
         message = job.message
         envelope = found.envelope(message.envelope, is_begun=bool(message.state.expanded))
         path = self._queue.path(message)

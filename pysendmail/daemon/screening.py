@@ -89,7 +89,8 @@ class Screening:
         return False
 
     def _store(self, p: Pass, found: Examined) -> None:
-        """Queue a message as the filters have left it. Raises OSError or ValueError."""
+        """Queue a message as the filters have left it. Raises OSError or ValueError; rewriting.Unsure is for whoever
+        takes a pass for crashed."""
         if p.message.state.expanded:  # else whoever is removed is left out of the envelope
             self._forget(p, found.verdict.removed)
         hold = found.verdict.hold or p.hold

@@ -20,13 +20,17 @@ from . import durable
 from .queue_file import write_message
 
 
+class Unsure(Exception):
+    """The second sync has failed: either file may be there after a crash, and nothing may be said of the recipients,
+    which the journal has by number. The message is to be read again, as it is then."""
+
+
 def rewrite(path: str, tmp: str, envelope: Envelope, content: Iterable[bytes], *, is_all_there_is: bool,
             directory: str = "") -> tuple[int, int]:
     """Put a file with this envelope and content in the place of `path`; (offset of its text, its length).
 
     tmp: an unused name on the same file system. directory: that of path, where the file system needs it synced
-    (durable.py), else "". Raises OSError or ValueError. The old file is in place then; after a failed second sync, one
-    of the two is.
+    (durable.py), else "". Raises OSError or ValueError: the old file is in place; or Unsure.
     """
     fd = durable.create(tmp)
     try:
@@ -40,9 +44,12 @@ def rewrite(path: str, tmp: str, envelope: Envelope, content: Iterable[bytes], *
             durable.unlink(tmp)
             raise
         if is_all_there_is:
-            durable.sync(fd)
-            if directory:
-                durable.sync_directory(directory)
+            try:
+                durable.sync(fd)
+                if directory:
+                    durable.sync_directory(directory)
+            except OSError as trouble:
+                raise Unsure(f"{path}: {trouble.strerror}") from trouble
     finally:
         os.close(fd)
     return offset, length
