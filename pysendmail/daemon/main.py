@@ -200,8 +200,9 @@ class Bell:
             if is_all:
                 self._runner.wake()
         elif not self._runner.is_stopping:  # what is in the drop is for a runner that knows the new name
-            self._runner.is_stopping = True
-            _tell(self._sockets.link, {"reload": True})
+            with suppress(OSError):  # not heard: the next call tells it again
+                _tell(self._sockets.link, {"reload": True})
+                self._runner.is_stopping = True
 
 
 Granted = Callable[[dict[str, object], list[int]], None]  # hears of a process that it has asked for

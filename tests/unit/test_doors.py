@@ -3,20 +3,24 @@
 import asyncio
 import itertools
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from pysendmail.daemon import doors
 from pysendmail.daemon.doors import Clients, SubmissionDoor, calls, peer_uid
+from pysendmail.daemon.main import Bell
 from pysendmail.events import Events
 from pysendmail.paths import Paths
 from pysendmail.spool import durable, record
 from pysendmail.spool.queue_id import Ids, is_queue_id
+from tests.tools.loop import Loop
 
 CONTENT = record.field_lines([(b"Recipient", b"- - bob")]) + b"Subject: x\n\nHello.\n"
 SOMEBODY = 54321
@@ -313,3 +317,29 @@ def test_datagrams_are_read_and_forgotten(bell: tuple[socket.socket, socket.sock
     calls(ours)
     with pytest.raises(BlockingIOError):
         ours.recv(1)
+
+
+def test_new_mail_name_is_told_again_where_the_spawner_did_not_hear_it(
+        tmp_path: Path, bell: tuple[socket.socket, socket.socket]) -> None:
+    """A runner that has stopped taking mail in, and is not replaced, would be stuck for ever."""
+    ours, theirs = bell
+    link, spawner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mailname = tmp_path / "mailname"
+    mailname.write_text("old.example\n")
+    runner: Any = SimpleNamespace(is_stopping=False, told=lambda _: None, wake=lambda: None)
+    loop = Loop()
+    with link, spawner:
+        link.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                link.send(b"x" * 10_000)
+        rings = Bell(cast(Any, loop), cast(Any, SimpleNamespace(link=link, wake=ours)), str(mailname), runner)
+        mailname.write_text("new.host.example\n")
+        theirs.send(b"")
+        rings.rung()
+        assert not runner.is_stopping
+        while spawner.recv(20_000)[:1] == b"x" and select.select([spawner], [], [], 0)[0]:
+            pass
+        rings.rung()
+        assert runner.is_stopping
+        assert spawner.recv(100) == b'{"reload":true}'
