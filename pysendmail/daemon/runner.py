@@ -7,6 +7,7 @@ delivers, never talks to the network and has no privilege.
 
 import asyncio
 import gc
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -74,8 +75,7 @@ class Runner:
         self._found: set[str] = set()  # what was in the queue at the start, and was not damaged
         self._crashes: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
-        self._is_taking = False
-        self._is_wake_due = False
+        self._is_taking = self._is_wake_due = False
         self._last_scan = 0.0
         self.is_stopping = False
 
@@ -262,10 +262,7 @@ class Runner:
             self.queue.hold(entry)
         except OSError as trouble:
             self.events.trouble(f"{entry.id}: cannot be held, tried again: {trouble.strerror}")
-            if message.is_given_up and self._intake is not None:
-                self._intake.put_back(message.source)
-            else:
-                self.waiting.put(entry, self._clock() + self._settings.retry_first)
+            self._later(message)
             return
         self.waiting.put(entry, self._clock())
         self.events.noted(entry.id, f"quarantine: {why}")
@@ -372,10 +369,9 @@ class Runner:
     def crashed(self, p: Pass) -> None:
         """A fault of ours: the message waits, and after three times it is put where people look at it."""
         message = p.message
-        self._crashes[message.id] += 1
-        for line in traceback.format_exc(limit=-6).split("\n"):
-            if line.strip():
-                self.events.trouble(f"{message.id}: {line}")
+        self._crashes[message.id] += not isinstance(sys.exception(), MemoryError)  # which is no fault of a message
+        for line in filter(str.strip, traceback.format_exc(limit=-6).split("\n")):
+            self.events.trouble(f"{message.id}: {line}")
         self.leave(p)
         try:
             self.queue.secure(message)
@@ -387,11 +383,15 @@ class Runner:
                 self.waiting.put(message.entry, due)
         except OSError as trouble:
             self.events.trouble(f"{message.id}: {trouble.strerror}")
-            if message.is_given_up and self._intake is not None:
-                self._intake.put_back(message.source)
-                self.shares.remove(message.entry.uid, message.length)
-            else:
-                self.waiting.put(message.entry, self._clock() + self._settings.retry_first)
+            self._later(message)
+
+    def _later(self, message: Message) -> None:
+        """Try again; where the copy is not safe by itself, with another one."""
+        if message.source and self._intake is not None:
+            self._intake.put_back(message.source)
+            self.shares.remove(message.entry.uid, message.length)
+        else:
+            self.waiting.put(message.entry, self._clock() + self._settings.retry_first)
 
     def _set_aside(self, entry: Entry, why: str) -> None:
         self.waiting.remove(entry.id)

@@ -1,25 +1,31 @@
 """The runner's decisions: when what is tried, what the clock and the disk may do to it, and what is never forgotten."""
 
+import errno
 import itertools
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pysendmail.config import LimitSettings
 from pysendmail.daemon import runner as runner_module
+from pysendmail.daemon import scanning
 from pysendmail.daemon.agents import DROPPED
 from pysendmail.daemon.load import LOADED_PAUSE
 from pysendmail.daemon.runner import IN_WORK_AGAIN
+from pysendmail.daemon.scanning import Scanning
 from pysendmail.daemon.settle import BUSY_AGAIN
+from pysendmail.daemon.verdict import Verdict
 from pysendmail.deliver.request import Reply
 from pysendmail.mail.outcome import deferred, failed
 from pysendmail.mail.target import FORWARDED, Target
 from pysendmail.paths import Paths
 from pysendmail.spool import durable
+from pysendmail.spool.queue import Message
 from tests.tools.running import SENT, Running
 
 YEAR = 365 * 86_400.0
@@ -399,6 +405,35 @@ def test_file_that_somebody_removed_is_not_looked_for_without_end(running: Runni
     assert running.lines(rf"^SYSERR\(root\): {found}: its file is gone")
 
 
+class Scanner(Scanning):
+    """A scanner process whose filter takes away the first recipient."""
+
+    def examine(self, message: Message, done: scanning.Done) -> None:
+        self._hand_over(scanning._Job(message, done), Verdict(0, removed=(0,)))
+
+
+def test_filters_word_whose_sync_failed_is_not_mixed_with_what_was_before(
+        running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipients in the file may be either these or those, so that nothing is said of them by number."""
+    filtered = replace(running.config, milter=replace(running.config.milter, sockets=("unix:/nowhere",)))
+    runner = running.runner
+    runner._screening._scanning = Scanner(cast(Any, running.loop), filtered, running.paths, runner.queue,
+                                          lambda _: None, running.events, sync_directories=True)
+    used_up = [True]
+    failing(monkeypatch, "sync_directory", lambda *_: used_up[0], errno.EMFILE)
+    running.load = 100.0
+    running.loop.advance(11)
+    found = running.submit("bob", "carol")  # put off, and so without a source
+    running.load = 0.0
+    running.loop.advance(LOADED_PAUSE + 1)
+    assert running.deliveries() == []
+    used_up[0] = False
+    for _ in range(4):
+        running.loop.advance(1000)
+    assert running.places()[found] != "bad", running.log
+    assert [one.user for one in running.deliveries()] == ["carol"]
+
+
 # ---- faults of ours
 
 
@@ -424,6 +459,54 @@ def test_message_that_makes_us_fail_is_put_aside_after_three_times(running: Runn
     only(running).answer()
     running.loop.run()
     assert other not in running.places()
+
+
+def test_memory_that_is_used_up_is_no_fault_of_a_message(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def expand(_address: str, **_: Any) -> list[Target]:
+        raise MemoryError
+
+    monkeypatch.setattr(running.runner.expander, "expand", expand)
+    found = running.submit("bob")
+    for _ in range(runner_module.MAX_CRASHES + 1):
+        running.loop.advance(301)
+    assert running.places()[found] != "bad"
+    monkeypatch.undo()
+    running.loop.advance(301)
+    only(running).answer()
+    running.loop.run()
+    assert running.places() == {}
+
+
+@pytest.mark.parametrize("is_held", [False, True], ids=["failed", "held"])
+def test_message_without_a_descriptor_to_secure_it_goes_back_to_its_source(
+        running: Running, monkeypatch: pytest.MonkeyPatch, is_held: bool) -> None:
+    """Else its copy would be relied on that was never synced, and the source delivered again at the next start."""
+    used_up = [True]
+    failing(monkeypatch, "sync", lambda *_: used_up[0], errno.EMFILE)
+    real = running.runner.expander.expand
+
+    def expand(address: str, **more: Any) -> list[Target]:
+        if used_up[0]:
+            raise RuntimeError("our own mistake")
+        return real(address, **more)
+
+    monkeypatch.setattr(running.runner.expander, "expand", expand)
+    start = running.runner.start
+
+    def hold(message: Message) -> None:
+        message.state.held = "odd" if is_held and used_up[0] else ""
+        start(message)
+
+    monkeypatch.setattr(running.runner, "start", hold)
+    found = running.submit("bob")
+    running.loop.run()
+    assert (os.listdir(running.paths.intake), running.places()) == ([found], {found: "new"})
+    used_up[0] = False
+    running.loop.advance(301)
+    only(running).answer()
+    running.loop.run()
+    assert (os.listdir(running.paths.intake), running.places()) == ([], {})
+    assert not running.runner.shares._files
 
 
 def test_answer_after_a_crash_of_the_pass_changes_nothing(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
