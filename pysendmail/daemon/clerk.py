@@ -143,12 +143,7 @@ def _receive(channel: socket.socket, left: Callable[[], float | None]) -> tuple[
 def _serve(channel: socket.socket, users: Users) -> None:
     """In the child. It never returns."""
     try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.closerange(3, channel.fileno())
-        os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        identity.shed({channel.fileno()})
         while True:
             (verb, *words), _ = _receive(channel, lambda: None)
             _send(channel, *_answer(users, verb, words))

@@ -227,16 +227,18 @@ def _from_spawner(link: socket.socket, end: Callable[[str], None], services: dic
 
 class Pulse:
     """Signs of life for the supervisor: from the loop, and between two messages or lines of the log, since forty
-    messages on a slow disk may take many minutes before we are back in the loop."""
+    messages on a slow disk may take many minutes before we are back in the loop. A fork of ours gives none: there the
+    link's descriptor may be another file's by now, such as the log's."""
 
     def __init__(self, link: socket.socket, clock: Callable[[], float] = time.monotonic) -> None:
         self._link, self._clock = link, clock
+        self._owner = os.getpid()
         self._next = 0.0
 
     def beat(self) -> None:
         """A sign of life, unless there was one just now."""
         now = self._clock()
-        if now >= self._next:
+        if now >= self._next and os.getpid() == self._owner:
             self._next = now + BEAT_EVERY
             with suppress(OSError):
                 self._link.send(encode({"beat": True}), socket.MSG_DONTWAIT)

@@ -15,6 +15,7 @@ ASK_WITHIN = 60.0  # seconds that the spawner may take for an answer; it may hav
 
 LOST = deferred("4.3.0", "no descriptor is free for a process")
 
+
 class Starts:
     """kind: as the spawner knows it. ask: sends a packet to the spawner, and may raise OSError:
     {kind: true, "n": k} or {"end": pid}."""

@@ -13,7 +13,6 @@ come back. The runner, which has no threads, touches these messages no more.
 """
 
 import os
-import signal
 import time
 
 from ..deliver import identity, spawner
@@ -51,17 +50,9 @@ def begin(active: dict[str, Pass], lanes: list[Lane], queue: Queue, passes: Pass
     if pid != 0:
         return
     try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        identity.shed({supervisor, *(fd for _, fd in vigil.claims.values()), *vigil.lanes})
+        identity.take_errors_for_signals()
         passes.is_over = True
-        last = 3  # never 0: closerange(0, 0) closes everything
-        kept = sorted({supervisor, *(fd for _, fd in vigil.claims.values()), *vigil.lanes})
-        for fd in kept:
-            os.closerange(last, fd)
-            last = fd + 1
-        os.closerange(last, os.sysconf("SC_OPEN_MAX"))
         vigil.keep(supervisor, within)
     except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
         events.trouble(f"vigil: {type(problem).__name__}: {problem}")

@@ -27,8 +27,8 @@ class NotBecome(Exception):
 
 
 def fork() -> int:
-    """As os.fork, for a child that calls `clean` first: no signal reaches it before that. A handler of its parent's
-    would otherwise run in it, and tell the parent of a signal that was not the parent's."""
+    """As os.fork, for a child that calls `clean` or `shed` first: no signal reaches it before that. A handler of its
+    parent's would otherwise run in it, and tell the parent of a signal that was not the parent's."""
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL)
     pid = -1
     try:
@@ -39,16 +39,11 @@ def fork() -> int:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
-def clean(keep: set[int]) -> None:
-    """A session of its own, no descriptors but `keep` and, on /dev/null, what is missing of 0-2, default signals, a
-    safe umask.
+def shed(keep: set[int]) -> None:
+    """No descriptors above 2 but `keep`, and default signals: nothing that comes from the parent's event loop is left.
 
     Python ignores SIGPIPE and SIGXFSZ at start, and children inherit that: all handlers are reset here.
     """
-    os.setsid()
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in {0, 1, 2} - keep:
-        os.dup2(null, fd)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     last = 3
     for fd in sorted(keep - {0, 1, 2}):
@@ -60,6 +55,16 @@ def clean(keep: set[int]) -> None:
         if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
             _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def clean(keep: set[int]) -> None:
+    """A session of its own, no descriptors but `keep` and, on /dev/null, what is missing of 0-2, default signals, a
+    safe umask."""
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in {0, 1, 2} - keep:
+        os.dup2(null, fd)
+    shed(keep)
     os.umask(UMASK)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

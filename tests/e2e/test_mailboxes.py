@@ -15,6 +15,7 @@ PROGRAMS = ("dovecot-imapd", "dovecot-pop3d", "dovecot-lmtpd", "dovecot-sieve", 
             "mailutils")
 USERS = ("alice", "bob", "carol")
 PEOPLE = Path(__file__).with_name("mailbox_people.py")
+INSIDE = "/usr/local/lib/mailbox_people.py"  # where that lies in the Debian
 PEOPLE_TIME = 70  # seconds
 LATER, UNKNOWN, REFUSED = "code-75", "code-67", "code-77"  # subjects
 # What follows the first line of a .forward with procmail in every manual since 1990.
@@ -57,7 +58,7 @@ LDA = """command = '/usr/lib/dovecot/dovecot-lda -f "$SENDER" -a "$RECIPIENT"'""
 def host(debian: Debian) -> Debian:
     debian.install(PACKAGE, *PROGRAMS)
     debian.chroot("chpasswd", content="".join(f"{user}:of-the-host\n" for user in USERS).encode())
-    debian.write("/root/mailbox_people.py", PEOPLE.read_text())
+    debian.write(INSIDE, PEOPLE.read_text())
     # How long they wait for somebody else's dot lock: 8 and 5 seconds if not said.
     debian.write("/etc/procmailrc", "LOCKSLEEP=1\n")
     debian.write("/etc/maildroprc", "LOCKSLEEP=1\n")
@@ -102,7 +103,7 @@ def maildir(host: Debian, user: str) -> str:
 
 def people(host: Debian, writers: str, user: str, count: int, readers: str) -> dict[str, list[int]]:
     """What readers took away while writers wrote, and under "left" the rest; each message whole."""
-    done = host.run("python3", "/root/mailbox_people.py", writers, user, str(count), readers, timeout=PEOPLE_TIME)
+    done = host.run("python3", INSIDE, writers, user, str(count), readers, timeout=PEOPLE_TIME)
     said = json.loads(done.stdout)
     assert said["troubles"] == []
     return {**said["taken"], "left": said["left"]}

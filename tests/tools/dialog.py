@@ -26,7 +26,7 @@ A dialogue for bs has no limits set, no TLS, and no recipient that would be refu
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,6 +113,23 @@ def _read_line(dialog: Dialog, number: int, line: str) -> None:
         dialog.only = tuple(rest.split(" "))
     else:
         raise ValueError(f"{dialog.name}:{number}: {line}")
+
+
+def talk(terms: Settings, is_encrypted: bool, pieces: Iterable[bytes]) -> tuple[bytes, "Porter"]:
+    """What a server says to a client that sends these pieces, whatever it hears, and what became of that."""
+    server = Server(terms, is_encrypted=is_encrypted)
+    porter = Porter(server)
+    server.greet()
+    said = server.data_to_send()
+    for piece in pieces:
+        server.receive(piece)
+        porter.work()
+        said += server.data_to_send()
+        if porter.wants_tls:
+            porter.wants_tls = False
+            server.tls_started()
+            porter.work()
+    return said, porter
 
 
 @dataclass

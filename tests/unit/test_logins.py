@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from pysendmail.config import Config
 from pysendmail.config.table import AuthSettings
 from pysendmail.events import ClientEvents
 from pysendmail.smtp.requests import LoginGiven
+from tests.tools import elsewhere
 from tests.tools.fakemilter import jump, run_jumping
 
 CLIENT = Client("192.0.2.7", 4711, "client.example.org")
@@ -95,6 +97,21 @@ def test_passwords_that_libcrypt_cannot_take() -> None:
     data = f"alice:{SHA512}\n".encode()
     assert not passwords.fits(data, "alice", "x" * 600)
     assert not passwords.fits(data, "alice", "wonder\0land")
+
+
+def test_a_password_for_which_there_is_no_memory_is_not_wrong() -> None:
+    hashed = crypted("wonderland", "$y$j9T$abcdefgh$")
+
+    def child() -> str:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**22, taken + 2**22))
+        try:
+            return str(passwords.fits(f"alice:{hashed}\n".encode(), "alice", "wonderland"))
+        except OSError as trouble:
+            return str(trouble.strerror)
+
+    assert elsewhere.run(child) == "libcrypt cannot compute a hash"
 
 
 @given(st.binary(max_size=200), st.text(max_size=20), st.text(max_size=20))

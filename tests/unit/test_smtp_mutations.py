@@ -5,6 +5,7 @@ what stood between the beginning of a line and the next CR LF . CR LF, for every
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -13,9 +14,8 @@ from hypothesis import strategies as st
 from pysendmail.net import policyserver
 from pysendmail.smtp import profile
 from pysendmail.smtp.profile import Limits, Settings
-from pysendmail.smtp.server import Server
 from pysendmail.smtp.wire import LineEnds
-from tests.tools.dialog import DIALOGS, Porter, read
+from tests.tools.dialog import DIALOGS, read, talk
 
 CORPUS = sorted({b"".join(turn.data for turn in read(path).turns if turn.kind == "send")
                  for path in DIALOGS.glob("*.txt")})
@@ -50,20 +50,8 @@ EDITS = st.lists(st.builds(Edit, st.integers(0, 1000), st.integers(0, 40) | st.i
                            st.none() | st.sampled_from(WORDS) | st.binary(max_size=8)), max_size=6)
 
 
-def talk(terms: Settings, is_encrypted: bool, data: bytes, step: int) -> tuple[bytes, Porter]:
-    server = Server(terms, is_encrypted=is_encrypted)
-    porter = Porter(server)
-    server.greet()
-    said = server.data_to_send()
-    for at in range(0, len(data), step):
-        server.receive(data[at:at + step])
-        porter.work()
-        said += server.data_to_send()
-        if porter.wants_tls:
-            porter.wants_tls = False
-            server.tls_started()
-            porter.work()
-    return said, porter
+def cut(data: bytes, step: int) -> Iterator[bytes]:
+    return (data[at:at + step] for at in range(0, len(data), step))
 
 
 def messages(data: bytes) -> set[bytes]:
@@ -89,14 +77,14 @@ def test_what_is_taken_stood_between_a_line_end_and_a_dot(
     data = first + second
     for edit in edits:
         data = edit.apply(data)
-    said, porter = talk(terms, is_encrypted, data, step)
+    said, porter = talk(terms, is_encrypted, cut(data, step))
     assert said.endswith(b"\r\n")
     for line in said.split(b"\r\n")[:-1]:
         assert re.fullmatch(rb"[2-5][0-9][0-9][ -][ -~]*", line), line
     possible = messages(re.sub(rb"\r?\n", b"\r\n", data) if terms.line_ends is LineEnds.PIPE else data)
     assert {content for _, _, content in porter.taken} <= possible
     if not terms.forbids_early and not terms.offers_tls:
-        other, again = talk(terms, is_encrypted, data, len(data) or 1)
+        other, again = talk(terms, is_encrypted, [data])
         assert (said, porter.taken) == (other, again.taken)
 
 

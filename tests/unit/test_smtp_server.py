@@ -1,6 +1,7 @@
 """The server core: what a dialogue in a file cannot show. Order by a model of its own, turns, TLS, limits, the end."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from pysendmail.smtp.reply import ReplyReader, reply
 from pysendmail.smtp.server import Server
 from pysendmail.smtp.session import FULL
 from pysendmail.smtp.wire import MAX_SKIPPED, LineEnds, LocalError
-from tests.tools.dialog import Porter
+from tests.tools.dialog import Porter, talk
 
 TAKEN = reply(250, "2.0.0", "taken")
 
@@ -168,7 +169,7 @@ def test_whatever_a_client_sends_it_gets_replies(
     """Any input is answered or waited on: no exception, whole replies, a status on each, nothing after the end, and the
     same however the bytes are cut (where early talk is no crime)."""
     data = b"".join(line + b"\r\n" for line in lines)
-    said, porter = run(terms, is_encrypted, data, steps)
+    said, porter = talk(terms, is_encrypted, cut(data, steps))
     for line in said.split(b"\r\n")[:-1]:
         assert re.fullmatch(rb"[2-5][0-9][0-9][ -][ -~]*", line), line
         if line[:3] not in (b"220", b"250", b"354", b"334"):
@@ -176,32 +177,21 @@ def test_whatever_a_client_sends_it_gets_replies(
     assert porter.server.is_closed == bool(porter.ended)
     assert sum(content.count(b"\r") for _, _, content in porter.taken) == 0 or terms.line_ends is not LineEnds.STRICT
     if not terms.forbids_early and b"STARTTLS" not in lines:
-        other, again = run(terms, is_encrypted, data, [len(data) or 1])
+        other, again = talk(terms, is_encrypted, [data])
         assert (said, porter.taken) == (other, again.taken)
 
 
-def run(terms: Settings, is_encrypted: bool, data: bytes, steps: list[int]) -> tuple[bytes, Porter]:
-    server = Server(terms, is_encrypted=is_encrypted)
-    porter = Porter(server)
-    server.greet()
-    said = server.data_to_send()
+def cut(data: bytes, steps: list[int]) -> Iterator[bytes]:
     while data:
         step = steps.pop() if steps else 7
-        server.receive(data[:step])
+        yield data[:step]
         data = data[step:]
-        porter.work()
-        said += server.data_to_send()
-        if porter.wants_tls:
-            porter.wants_tls = False
-            server.tls_started()
-            porter.work()
-    return said, porter
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_at_all(data: bytes) -> None:
     for terms in TERMS:
-        said, _ = run(terms, False, data, [])
+        said, _ = talk(terms, False, cut(data, []))
         assert said.isascii()
 
 
