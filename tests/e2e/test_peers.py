@@ -15,7 +15,7 @@ from .debian import FQDN, Debian, join, until
 PEER, PEER_FQDN = "peer", "peer.example.test"
 ADDRESS, PEER_ADDRESS, PREFIX = "192.0.2.1", "192.0.2.2", 24
 CABLE = "mail0"
-PACKAGES = ("ssl-cert", "dnsmasq-base")
+PACKAGES = ("ssl-cert", "ca-certificates", "dnsmasq-base")  # without the second, Postfix 3.10 does no TLS
 SETUP = {
     "postfix": """
         postconf -e myhostname=PEER mydestination=PEER,localhost inet_interfaces=all 'mailbox_command='
