@@ -26,7 +26,6 @@ KEEP = 5.0  # seconds that a found user is remembered, while DATABASE stays as i
 MAX_KEPT = 4096  # users remembered at once
 FIRST_BUFFER, MAX_BUFFER = 1024, 1024 * 1024  # bytes for one entry
 
-_UNKNOWN = frozenset((0, errno.ENOENT, errno.ESRCH))  # codes that mean "there is no such entry"
 _NEVER_IN_NAMES = frozenset(map(chr, (*range(32), 127))) | {"/", ":"}
 
 
@@ -189,7 +188,7 @@ def _entry(function: Any, key: Any) -> User | None:
             name, home, shell, gecos = (os.fsdecode(value or b"") for value in (
                 entry.name, entry.home, entry.shell, entry.gecos))
             return _sound(User(name, entry.uid, entry.gid, home, shell, gecos))
-        if code in _UNKNOWN:
+        if code == 0:  # (ENOENT too, says POSIX; but glibc says it where sssd or nslcd does not run)
             return None
         raise LookupTrouble(code, os.strerror(code))
 

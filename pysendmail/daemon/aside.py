@@ -43,15 +43,18 @@ class Aside:
         self._why: dict[str, str] = {}
 
     def put(self, entry: Entry, why: str) -> None:
-        """Move a file to bad/."""
+        """Move a file to bad/; tried again until it is there, since nobody else looks at it any more."""
         self._events.trouble(f"{entry.id}: moved to queue/bad: {why}")
         try:
             self._queue.set_aside(entry)
             if entry.id.startswith(MARK):
                 self._mark_told(entry.name)
                 return
+        except FileNotFoundError:
+            return  # somebody has taken it away
         except OSError as trouble:
             self._events.trouble(f"{entry.id}: cannot move it: {trouble.strerror}")
+            self._loop.call_later(GATHER, self.put, entry, why)
             return
         if len(self._why) < MAX_LISTED:
             self._why[entry.name] = why

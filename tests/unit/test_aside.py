@@ -1,5 +1,6 @@
 """Damaged files: out of the way, and the postmaster is told once, however many they are."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -68,6 +69,18 @@ def test_those_that_come_later_are_told_of_later(running: Running) -> None:
     running.loop.advance(NOTICE_EVERY)
     later, = running.deliveries()
     assert "Subject: 2 messages moved" in text_of(running, later.queue_id)
+
+
+def test_a_file_that_cannot_be_moved_is_moved_later(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(running.queue, "set_aside", fail)
+        found, = damage(running)
+        assert bad(running) == []
+    running.loop.advance(GATHER)
+    assert [name[:14] for name in bad(running)] == [found]
 
 
 def test_crash_before_the_notice_is_made_up_for(running: Running) -> None:
