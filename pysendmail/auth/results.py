@@ -5,6 +5,7 @@ A reader believes every such field that bears our name; those that a message bri
 strangers' text and are made harmless here first. It is put above everything else, our own Received included. RFC 8601.
 """
 
+import re
 from collections.abc import Sequence
 
 from ..mail.envelope import raw
@@ -18,6 +19,8 @@ MAX_VALUE = 255  # characters of a domain or an address in the field
 WIDTH = 76  # characters of a line, where it can be folded
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-/=?^_`{|}~.@")
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_ADDRESS = re.compile(rf"(?:{_ATOM}(?:\.{_ATOM})*)?@[\w-]+(?:\.[\w-]+)*", re.ASCII)  # RFC 8601 2.2: pvalue with "@"
 _COMMENT = frozenset(" ,:") | (_PLAIN - frozenset("%"))
 
 
@@ -52,8 +55,13 @@ def field(hostname: str, spf: SpfResult | None, dkim: Sequence[DkimResult] | Non
 
 
 def _plain(value: str) -> str:
-    """A domain or address that needs no quotes and holds no line end."""
-    return "".join(c if c in _PLAIN else "?" for c in value[:MAX_VALUE])
+    """A domain or address without blank, quote, semicolon or line end.
+
+    The library puts quotes around what needs them, but never around what holds "@" (a selector "@@" would make the
+    whole field unreadable, and with it the verdict): only a real address keeps it.
+    """
+    plain = "".join(c if c in _PLAIN else "?" for c in value[:MAX_VALUE])
+    return plain if _ADDRESS.fullmatch(plain) else plain.replace("@", "?")
 
 
 def _comment(words: str) -> str | None:

@@ -10,7 +10,7 @@ import dkim as dkimpy
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pysendmail.auth import Client, Findings, dkim, dmarc, results
@@ -278,7 +278,14 @@ def test_organizational_domains() -> None:
     assert organization("bank.internal") == "bank.internal"
 
 
-@given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=300))
+STRANGE = st.text(max_size=300) | st.text(alphabet="@.;=/?\"\\( \n\u00e4ab", max_size=8)
+
+
+@given(STRANGE, STRANGE, STRANGE)
+@example("@", "@@", "@")
+@example("a@", "a@b@c", ";")
+@example("a..b@c", "@a", "a@b..c")
+@example("a@b/c", "x;y=z", "(")
 def test_no_text_of_strangers_breaks_the_field(domain: str, selector: str, words: str) -> None:
     field = results.field(HOST, SpfResult("fail", domain, False, words), [DkimResult("fail", domain, selector, words)],
                           DmarcResult("fail", domain, "reject"))
