@@ -1,10 +1,12 @@
 """pysendmail(8), the administrator's program: this module is its frame.
 
 Each command lies in a module of its own, which is loaded when it is used. What goes wrong is said in one line on
-stderr, and the exit code is one of sysexits.h: 64 for a command line that makes no sense, 75 when the daemon is needed
-and down, 78 for settings that are refused. `--json` output is an interface: keys are added, never changed.
+stderr, and the exit code is one of sysexits.h: 64 for a command line that makes no sense, 74 when there is no room for
+what is printed, 75 when the daemon is needed and down, 78 for settings that are refused. `--json` output is an
+interface: keys are added, never changed.
 """
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -17,7 +19,7 @@ from ..events import shown
 from ..paths import Paths
 from .ask import Unanswered
 
-EX_OK, EX_USAGE, EX_TEMPFAIL, EX_CONFIG = 0, 64, 75, 78
+EX_OK, EX_USAGE, EX_IOERR, EX_CONFIG = 0, 64, 74, 78
 INTERRUPTED = 130  # what shells call the end by SIGINT
 MAX_SHOWN = 2000  # characters of an error
 
@@ -53,12 +55,17 @@ def version() -> None:
 
 def main(args: list[str], paths: Paths) -> int:
     """args: the words after the program's name. The exit code."""
+    if sys.stdout is None:  # it was closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale has no character for
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        result = pysendmail.main(args, "pysendmail", standalone_mode=False, obj=paths)
+        result = _command(args, paths)
         sys.stdout.flush()
         return result if isinstance(result, int) else EX_OK
     except click.UsageError as problem:
-        _say(f"{problem.format_message()} (see pysendmail --help)")
+        command = problem.ctx.command_path if problem.ctx is not None else "pysendmail"
+        _say(f"{problem.format_message()} (see {command} --help)")
         return EX_USAGE
     except click.ClickException as problem:
         _say(problem.format_message())
@@ -72,10 +79,22 @@ def main(args: list[str], paths: Paths) -> int:
         return EX_CONFIG
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone; nothing more may be written, not even at exit.
+    except OSError as trouble:
+        # The reader has gone, or the disk is full; nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EX_OK
+        if isinstance(trouble, BrokenPipeError):
+            return EX_OK
+        _say(str(trouble))
+        return EX_IOERR
+
+
+def _command(args: list[str], paths: Paths) -> object:
+    """What click's own main does, but for the end: there a reader that has gone is exit code 1."""
+    try:
+        with pysendmail.make_context("pysendmail", args, obj=paths) as context:
+            return pysendmail.invoke(context)
+    except click.exceptions.Exit as end:  # --help
+        return end.exit_code
 
 
 def _say(words: str) -> None:

@@ -15,6 +15,7 @@ import click
 
 from ..events import shown
 from ..paths import Paths
+from ..spool.listing import DAMAGED
 from ..spool.queue_id import is_queue_id
 from ..spool.selection import AGES, open_recipients
 from . import ask
@@ -60,9 +61,10 @@ class QueueId(click.ParamType):
     name = "id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not is_queue_id(value):
+        queue_id = str(value).removesuffix("*")  # mailq's mark of those that are being delivered
+        if not is_queue_id(queue_id):
             self.fail(f"{value!r} is no queue id", param, ctx)
-        return str(value)
+        return queue_id
 
 
 def choosing(command: Command) -> Command:
@@ -102,17 +104,18 @@ def queue() -> None:
 @choosing
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @click.pass_obj
-def list_(paths: Paths, as_json: bool, **chosen: Any) -> None:
+def list_(paths: Paths, as_json: bool, **chosen: Any) -> int:
     """List the messages in the queue: all, or those that are chosen."""
     answer = ask.ask(paths, {"do": "list", "filter": filter_of(chosen)})
-    if as_json:
-        _print_array(answer)
-        return
     count, now = 0, time.time()
-    for item in answer:
-        click.echo("\n".join(summary(item, now)))
-        count += 1
-    click.echo(f"{count} message{'' if count == 1 else 's'}")
+    if as_json:
+        count = len(_print_array(answer))
+    else:
+        for item in answer:
+            click.echo("\n".join(summary(item, now)))
+            count += 1
+        click.echo(f"{count} message{'' if count == 1 else 's'}")
+    return EX_NOINPUT if chosen["ids"] and not count else EX_OK
 
 
 @queue.command()
@@ -170,6 +173,8 @@ def _changing(verb: str, text: str) -> None:
         wanted = filter_of(chosen)
         if bool(wanted) == is_all:
             raise click.UsageError("choose messages by id or filter, or all of them with --all")
+        if verb == "release" and not chosen["ids"]:
+            wanted.setdefault("held", True)  # the others have nothing to be released from
         return _change(paths, verb, wanted, is_dry=dry_run, as_json=as_json)
 
     queue.command(verb, help=text)(command)
@@ -238,6 +243,8 @@ def state_of(item: Item) -> str:
     """One word for what a message is doing."""
     if item["active"]:
         return "active"
+    if item["reason"].startswith(DAMAGED):
+        return "damaged"
     if item["where"] in ("drop", "intake", "hold"):
         return {"hold": "held"}.get(item["where"], "arriving")
     return "deferred" if item["attempts"] else "waiting"

@@ -20,9 +20,9 @@ from ..paths import Paths
 Item = dict[str, Any]
 Request = dict[str, Any]
 
-EX_USAGE, EX_UNAVAILABLE, EX_TEMPFAIL, EX_PROTOCOL, EX_CONFIG = 64, 69, 75, 76, 78
+EX_USAGE, EX_NOINPUT, EX_UNAVAILABLE, EX_TEMPFAIL, EX_PROTOCOL, EX_CONFIG = 64, 66, 69, 75, 76, 78
 TIMEOUT = 60.0  # seconds of silence after which the daemon is taken to hang
-MAX_REQUEST = 64 * 1024  # bytes, the daemon's limit
+MAX_REQUEST = 256 * 1024  # bytes, the daemon's limit: as many ids as xargs gives at once
 MAX_LINE = 64 * 1024 * 1024  # bytes of one listing: the largest number of recipients, with a reason for each
 CHUNK = 256 * 1024  # bytes read at once
 FROM_SPOOL = frozenset(("list", "show"))
@@ -168,6 +168,8 @@ def _from_spool(paths: Paths, request: Request) -> Answer:
             return Answer(_only(items, request["id"]), 1)
         count = None if request.get("filter") else _count(paths)
         return Answer(_checked({"item": item} for item in items if wanted(item)), count)
+    except ValueError as problem:  # of the filter
+        raise Unanswered(str(problem), EX_USAGE)
     except OSError as trouble:
         raise Unanswered(f"cannot read {paths.spool}: {trouble.strerror or trouble}")
 
@@ -198,6 +200,8 @@ def _in_spool(paths: Paths, request: Request) -> Iterator[Item]:
         raise Unanswered(str(problem))
     except ConfigError as problem:
         raise Unanswered(problem.problems[0], EX_CONFIG)
+    except ValueError as problem:  # of the filter
+        raise Unanswered(str(problem), EX_USAGE)
     except OSError as trouble:
         raise Unanswered(f"cannot change {paths.spool}: {trouble.strerror or trouble}")
 
@@ -224,7 +228,7 @@ def _only(items: Iterator[Item], wanted: str) -> Iterator[Item]:
     for item in _checked({"item": item} for item in items if item["id"] == wanted):
         yield item
         return
-    raise Unanswered("no such message in the queue", EX_USAGE)
+    raise Unanswered("no such message in the queue", EX_NOINPUT)
 
 
 def _checked(items: Iterator[Item]) -> Iterator[Item]:

@@ -23,8 +23,9 @@ def main(args: list[str], paths: Paths) -> int:
     """args: hosts, of which one must be part of a name that is shown; none = all of them. The exit code."""
     wanted = [word.lower() for word in args if not word.startswith("-")]
     try:
+        hosts = ask.ask(paths, {"do": "hosts"})
         print(HEADING)
-        for item in ask.ask(paths, {"do": "hosts"}):
+        for item in hosts:
             name = str(item["destination"])
             if not wanted or any(word in name.lower() for word in wanted):
                 print(line(item))

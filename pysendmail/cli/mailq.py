@@ -12,13 +12,13 @@ them. Everything in them came from strangers: what is not printable is escaped, 
 lines. `check_mailq` of the monitoring plugins adds up the indented "Total requests: N", so that line is always there.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
 
 from ..events import shown
 from ..paths import Paths
+from ..spool.listing import DAMAGED
 from ..spool.selection import open_recipients
 from . import ask, queuerun
 from .ask import Item
@@ -80,14 +80,10 @@ def main(args: list[str], paths: Paths) -> int:
     try:
         options = Options(args)
         _list(options, paths)
-        sys.stdout.flush()
     except UsageError as problem:
         return _fail(str(problem), EX_USAGE)
     except ask.Unanswered as problem:
         return _fail(str(problem), problem.code)
-    except BrokenPipeError:
-        # The reader has gone (mailq | head); nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EX_OK
 
 
@@ -131,22 +127,22 @@ class _Output:
 
     def _head(self, count: int) -> None:
         heading = VERBOSE_HEADING if self._is_verbose else HEADING
-        put(f"\t\t{self._queue} ({count} request{'' if count == 1 else 's'})\n{heading}\n")
+        sys.stdout.write(f"\t\t{self._queue} ({count} request{'' if count == 1 else 's'})\n{heading}\n")
 
     def add(self, text: str) -> None:
         self._total += 1
         if self._kept is None:
-            put(text)
+            sys.stdout.write(text)
         else:
             self._kept.append(text)
 
     def end(self) -> None:
         if self._kept:
             self._head(self._total)
-            put("".join(self._kept))
+            sys.stdout.write("".join(self._kept))
         elif not self._total and not self._count:
-            put(f"{self._queue} is empty\n")
-        put(f"\t\tTotal requests: {max(self._total, self._count)}\n")
+            sys.stdout.write(f"{self._queue} is empty\n")
+        sys.stdout.write(f"\t\tTotal requests: {max(self._total, self._count)}\n")
 
 
 def entry(item: Item, *, is_verbose: bool) -> Iterator[str]:
@@ -175,8 +171,8 @@ def entry(item: Item, *, is_verbose: bool) -> Iterator[str]:
 
 
 def sender(item: Item) -> str:
-    """The sender's column. Of mail that nobody has looked into yet only the owner is known."""
-    if item["where"] in PLACES_OF["c"]:
+    """The sender's column. Of mail that nobody has looked into yet, or that is damaged, only the owner is known."""
+    if not item["recipients"]:
         return f"(uid {item['uid']})"
     return f"<{shown(item['sender'], MAX_SHOWN)}>" if item["sender"] else "MAILER-DAEMON"
 
@@ -186,15 +182,9 @@ def reason_of(item: Item) -> str:
     if item["where"] in PLACES_OF["c"]:
         return "queued, to be taken in"
     reason = shown(item["reason"], MAX_SHOWN)
-    if not reason or reason.startswith(("Deferred", "damaged: ")):
+    if not reason or reason.startswith(("Deferred", DAMAGED)):
         return reason
     return f"Deferred: {reason}"
-
-
-def put(text: str) -> None:
-    """Print text whatever the locale can: what it has no character for is escaped."""
-    encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _fail(words: str, code: int) -> int:

@@ -14,11 +14,12 @@ from . import ask
 EX_OK, EX_USAGE, EX_TEMPFAIL = 0, 64, 75
 
 _KEYS = {"I": "id", "R": "recipient", "S": "sender", "Q": "hold"}
+_INTERVAL = frozenset("0123456789p")  # what one begins with
 
 
 def selection(options: list[str]) -> dict[str, object]:
-    """The filter for the values of -q: "", "f", "30m" (all of it), "Rexample.org", "!Iabc", "Qvirus" (on hold for such
-    a reason), "!Q" (not on hold). Raises ValueError."""
+    """The filter for the values of -q: "", "f", "30m", "p30m" (all of it), "Rexample.org", "!Iabc", "Qvirus" (on hold
+    for such a reason), "!Q" (not on hold). Raises ValueError: a letter without a text is none, not everything."""
     chosen: dict[str, list[str]] = {}
     turned: set[str] = set()
     held: bool | None = None
@@ -33,7 +34,7 @@ def selection(options: list[str]) -> dict[str, object]:
                 turned.add(key)
             if key == "hold":
                 held = True
-        elif option.startswith("!") or body[:1] in ("G", "L"):
+        elif option not in ("", "f") and option[:1] not in _INTERVAL:
             raise ValueError(f"cannot select by -q{option}")
     found: dict[str, object] = dict(chosen)
     if held is not None:

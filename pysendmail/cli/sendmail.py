@@ -82,14 +82,19 @@ def _become(given: options.Given, paths: Paths) -> None:
     """Another program of ours, which gets the standard input untouched. Ends the process."""
     sys.path.append(LIBRARIES)
     program = __import__("pysendmail.cli." + given.program, fromlist=["main"])
-    for stream, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        if getattr(sys, stream) is None:  # it was closed, and is /dev/null now
-            setattr(sys, stream, open(fd, mode, closefd=False))  # noqa: SIM115  (as long as the process)
+    # One that was closed is /dev/null now; and the locale may not have a character for what comes or goes.
+    sys.stdin = open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115  (as long as the process)
+    sys.stdout = open(1, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     try:
         code = program.main(given.arguments(), paths)
         sys.stdout.flush()
-    except OSError as trouble:  # nearly always: no room for what is printed, or nobody reads it
-        raise Refused(EX_IOERR, f"{given.program}: {trouble}")
+    except OSError as trouble:
+        # The reader has gone (mailq | head), or the disk is full; nothing more may be written, not even at exit.
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        if not isinstance(trouble, BrokenPipeError):
+            raise Refused(EX_IOERR, f"{given.program}: {trouble}")
+        code = EX_OK
     raise SystemExit(code)
 
 

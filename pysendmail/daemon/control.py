@@ -28,7 +28,7 @@ from .catalogue import item_of, line_of
 from .doors import Clients, peer_uid
 from .runner import Runner
 
-MAX_REQUEST = 64 * 1024  # bytes
+MAX_REQUEST = 256 * 1024  # bytes
 MAX_CLIENTS = 32
 MAX_CLIENTS_PER_USER = 4
 IDLE = 30.0  # seconds for the request to come
@@ -36,7 +36,7 @@ SESSION = 300.0  # seconds in all
 BYTES_AT_ONCE = 64 * 1024  # written together
 ITEMS_AT_ONCE = 100  # listed before others are served
 CHANGES_AT_ONCE = 20  # made before others are served
-EX_USAGE, EX_SOFTWARE, EX_NOPERM, EX_TEMPFAIL = 64, 70, 77, 75
+EX_USAGE, EX_NOINPUT, EX_SOFTWARE, EX_TEMPFAIL, EX_NOPERM = 64, 66, 70, 75, 77
 
 
 class BadRequest(Exception):
@@ -76,7 +76,7 @@ class ControlDoor:
             except (OSError, Broken, Damaged, ValueError) as problem:
                 if not sees_all or entry is None:
                     continue
-                line = line_of(listing.damaged(entry, problem))  # the next attempt moves it to bad/
+                line = line_of(listing.damaged(entry, problem, time.time()))  # the next attempt moves it to bad/
             if sees_all and not asked:
                 yield line
                 continue
@@ -188,7 +188,7 @@ class ControlProtocol(asyncio.Protocol):
 
     async def _answer(self, request: dict[str, Any]) -> None:
         door, verb = self._door, request.get("do")
-        asked = request.get("filter") or {}
+        asked = request.get("filter", {})
         try:
             wanted = selection.predicate(asked, time.time())
         except ValueError as problem:
@@ -245,7 +245,7 @@ class ControlProtocol(asyncio.Protocol):
             self._send(line)
             self._write({"end": {"count": 1}})
             return
-        raise BadRequest(EX_USAGE, "no such message in the queue")
+        raise BadRequest(EX_NOINPUT, "no such message in the queue")
 
     def _hosts(self) -> None:
         """What is known of other hosts, one item each."""
@@ -264,8 +264,13 @@ class ControlProtocol(asyncio.Protocol):
         self._write({"end": {}})
 
     async def _flush(self, asked: dict[str, Any], wanted: selection.Predicate, *, is_dry: bool, is_quiet: bool) -> None:
-        """Try messages now, all at once when they are known. is_quiet: do not list them."""
-        if is_quiet and not is_dry and not asked and self._door.may_all(self._uid):  # no file need be opened for that
+        """Try messages now, all at once when they are known. is_quiet: do not list them.
+
+        Of others than root only those are tried whose destination is not down: to look again is theirs to say who see
+        the cost of it, as with `_forget`.
+        """
+        is_root = self._door.may_all(self._uid)
+        if is_quiet and not is_dry and not asked and is_root:  # no file need be opened for that
             everything = list(self._door.runner.waiting.entries)
             self._door.runner.flush(everything)
             self._write({"end": {"count": len(everything)}})
@@ -276,8 +281,10 @@ class ControlProtocol(asyncio.Protocol):
             ids.append(item["id"])
             if not is_quiet:
                 self._write({"item": item | {"result": "ok"}})
-        if not is_dry and (ids or not asked):
+        if not is_dry and is_root and (ids or not asked):
             self._door.runner.flush(ids)
+        elif not is_dry:
+            self._door.runner.make_ready(ids)
         self._write({"end": {"count": len(ids)}})
 
     async def _change(self, verb: str, asked: dict[str, Any], wanted: selection.Predicate,

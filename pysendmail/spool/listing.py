@@ -11,11 +11,13 @@ from typing import Any
 
 from ..mail.outcome import Outcome
 from ..paths import Paths
+from . import queue_id
 from .queue import Broken, Entry, Message, Queue
 from .queue_file import read_envelope
 from .record import Damaged
 
 Item = dict[str, Any]
+DAMAGED = "damaged: "  # how the reason of a message begins that cannot be read
 
 
 def describe(message: Message, *, lifetime: int, is_active: bool = False, next_try: float | None = None) -> Item:
@@ -56,7 +58,7 @@ def scan(paths: Paths, clock: float, lifetime: int = 432000) -> Iterator[Item]:
     queue = Queue(paths, lambda: clock)
     listed = set()
     for entry in sorted(queue.entries(), key=lambda entry: entry.id):
-        item = _read(queue, entry, lifetime)
+        item = _read(queue, entry, lifetime, clock)
         if item is not None:
             listed.add(entry.id)
             yield item
@@ -72,23 +74,24 @@ def scan(paths: Paths, clock: float, lifetime: int = 432000) -> Iterator[Item]:
                 yield _bare(file.name[:14], place, seen.st_uid) | {"size": seen.st_size, "arrived": seen.st_mtime}
 
 
-def _read(queue: Queue, entry: Entry, lifetime: int) -> Item | None:
+def _read(queue: Queue, entry: Entry, lifetime: int, now: float) -> Item | None:
     try:
         return describe(peek(queue, entry), lifetime=lifetime)
     except FileNotFoundError:
         return None  # it has just left
     except (Broken, Damaged, ValueError) as problem:
-        return damaged(entry, problem)
+        return damaged(entry, problem, now)
 
 
-def damaged(entry: Entry, problem: Exception) -> Item:
+def damaged(entry: Entry, problem: Exception, now: float) -> Item:
     """The listing of a message that cannot be read."""
-    return _bare(entry.id, entry.place, entry.uid) | {"attempts": entry.attempts, "reason": f"damaged: {problem}"}
+    return _bare(entry.id, entry.place, entry.uid) | {
+        "arrived": queue_id.made_at(entry.id, now), "attempts": entry.attempts, "reason": f"{DAMAGED}{problem}"}
 
 
-def _bare(queue_id: str, place: str, uid: int) -> Item:
+def _bare(name: str, place: str, uid: int) -> Item:
     """The listing of something of which nothing is known yet."""
-    return {"id": queue_id, "where": place, "sender": "", "size": 0, "arrived": 0.0, "uid": uid, "user": "",
+    return {"id": name, "where": place, "sender": "", "size": 0, "arrived": 0.0, "uid": uid, "user": "",
             "body": "", "attempts": 0, "active": False, "next_try": None, "expires": None, "reason": "", "hold": "",
             "recipients": []}
 

@@ -15,6 +15,7 @@ ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 14
 TICKS_PER_SECOND = 10_000
 SERIALS = 1000  # ids of one writer in one tick
+CLOCK_ERROR = 86_400.0  # seconds that an id may lie in the future
 MAX_REPORTS = 25  # about one message: A to Y
 
 _DIGITS = frozenset("0123456789")
@@ -44,6 +45,16 @@ def decode_ticks(letters: str) -> int:
     for letter in letters:
         ticks = ticks * 62 + ALPHABET.index(letter)
     return ticks
+
+
+def made_at(queue_id: str, now: float) -> float:
+    """When an id was made, or that of the message which a report is about; both seconds since the epoch.
+
+    The first character is not asked, as a derived id has a letter there: it is the last time that fits the others.
+    """
+    round_, since = 62**7, decode_ticks(queue_id[1:8])
+    latest = int((now + CLOCK_ERROR) * TICKS_PER_SECOND)
+    return ((latest - since) // round_ * round_ + since) / TICKS_PER_SECOND
 
 
 class Ids:

@@ -8,7 +8,9 @@ A filter is an object; all of its conditions must hold, and {} means every messa
     not                                            names of the conditions above that are to be turned round
 
 Texts fit anywhere and in any case, as sendmail's -qI, -qR and -qS have it; an id is compared as it is written, a domain
-with the whole domain of a recipient. Recipients that are done with count as little as they do in the listing.
+with the whole domain of a recipient, as DNS has both. The sender "<>" is that of reports. An empty text would fit
+everything, and is refused: it is a variable that somebody has not set. Recipients that are done with count as little as
+they do in the listing.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from .listing import Item
 TEXTS = frozenset(("id", "sender", "recipient", "domain", "reason", "hold"))
 AGES = frozenset(("older", "younger"))
 MAX_TEXTS = 10_000  # in one condition
+NULL_SENDER = "<>"
 
 Predicate = Callable[[Item], bool]
 
@@ -39,6 +42,8 @@ def _test(name: object, value: Any, now: float) -> Predicate:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or len(texts) > MAX_TEXTS or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"filter {name} is not of the right kind")
+        if "" in texts:
+            raise ValueError(f"filter {name} is empty")
         return _text_test(str(name), texts)
     if name in AGES:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -59,10 +64,24 @@ def _text_test(name: str, texts: list[str]) -> Predicate:
         return lambda item: item["id"] in whole or any(text in item["id"] for text in texts)
     wanted = [text.lower() for text in texts]
     if name == "domain":
-        return lambda item: any(address.rpartition("@")[2] in wanted for address in _open_addresses(item))
+        domains = frozenset(_in_dns(text.removeprefix("@").removesuffix(".")) for text in wanted)
+        return lambda item: any(_in_dns(address.rpartition("@")[2]) in domains for address in _open_addresses(item))
     if name == "recipient":
         return lambda item: any(text in address for address in _open_addresses(item) for text in wanted)
+    if name == "sender" and NULL_SENDER in wanted:
+        return lambda item: any(text in item["sender"].lower() for text in wanted) or (
+            not item["sender"] and bool(item["recipients"]))  # without any, nobody knows who sent it
     return lambda item: any(text in item[name].lower() for text in wanted)
+
+
+def _in_dns(domain: str) -> str:
+    """A domain in lower case, or its A-labels where it has letters beyond ASCII."""
+    if domain.isascii():
+        return domain
+    try:
+        return domain.encode("idna").decode("ascii")
+    except UnicodeError:
+        return domain
 
 
 def open_recipients(item: Item) -> list[Item]:

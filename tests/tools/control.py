@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pysendmail.paths import Paths
 
-MAX_REQUEST = 64 * 1024  # bytes
+MAX_REQUEST = 256 * 1024  # bytes
 WAIT = 20.0  # seconds after which a test that asks for nothing is broken
 
 

@@ -67,8 +67,35 @@ def test_a_command_line_that_makes_no_sense_is_one_line(run: Any, args: list[str
     code, printed, errors = run(*args)
     assert (code, printed) == (64, "")
     assert errors.startswith("pysendmail: ")
-    assert errors.endswith("(see pysendmail --help)\n")
+    assert re.search(r"\(see pysendmail[ a-z]* --help\)\n\Z", errors)
     assert errors.count("\n") == 1
+
+
+def test_help_is_that_of_the_command_that_was_typed_wrong(run: Any) -> None:
+    assert run("queue", "lst")[2] == "pysendmail: No such command 'lst'. (see pysendmail queue --help)\n"
+
+
+@pytest.mark.parametrize(("redirection", "code", "words"), [
+    (">/dev/full", 74, b"pysendmail: [Errno 28] No space left on device\n"), (">&-", 0, b""), ("| exec true", 0, b"")])
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_output_without_a_place(paths: Paths, form: str, redirection: str, code: int, words: bytes) -> None:
+    program = (f"from pysendmail.cli.admin import main; from pysendmail.paths import Paths; import sys\n"
+               f"sys.exit(main(sys.argv[1:], Paths({paths.root!r})))")
+    command = f'set -o pipefail; "$0" -c "$1" queue list {form} {redirection}'
+    with Control(paths, listing(*[item(f"0WkDdmTe{n:06d}") for n in range(2000)])):
+        done = subprocess.run(["bash", "-c", command, sys.executable, program], cwd=ROOT, capture_output=True,
+                              timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (code, words)
+
+
+def test_what_the_locale_cannot_print_is_escaped(paths: Paths) -> None:
+    program = (f"from pysendmail.cli.admin import main; from pysendmail.paths import Paths; import sys\n"
+               f"sys.exit(main(['queue', 'list'], Paths({paths.root!r})))")
+    with Control(paths, listing(item(sender="é@münchen.example", recipients=[recipient("日@x")]))):
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=30, check=True,
+                              env={"PYTHONIOENCODING": "latin-1"})
+    assert "<é@münchen.example>".encode("latin-1") in done.stdout
+    assert b"<\\u65e5@x>" in done.stdout
 
 
 def test_an_error_cannot_move_the_cursor(run: Any) -> None:
@@ -169,7 +196,22 @@ def test_the_whole_queue_is_changed_only_when_that_is_said(run: Any, paths: Path
         assert run("queue", verb)[0] == 64
         assert run("queue", verb, "--all", "--sender", "x")[0] == 64
         assert run("queue", verb, "--all") == (0, f"0WkDdmTe001000: {admin_queue.PAST[verb]}\n", "")
-    assert control.requests == [{"do": verb, "filter": {}, "dry_run": False}]
+    assert control.requests == [{"do": verb, "filter": {"held": True} if verb == "release" else {}, "dry_run": False}]
+
+
+@pytest.mark.parametrize(("args", "wanted"), [
+    (["--sender", "x"], {"sender": "x", "held": True}), (["0WkDdmTe001000"], {"id": ["0WkDdmTe001000"]}),
+    (["--not-held"], {"held": False})])
+def test_release_means_what_is_held(run: Any, paths: Paths, args: list[str], wanted: dict[str, Any]) -> None:
+    with Control(paths, listing(item(result="ok"))) as control:
+        assert run("queue", "release", *args)[0] == 0
+    assert control.requests[0]["filter"] == wanted
+
+
+@pytest.mark.parametrize("name", ["sender", "recipient", "domain", "reason"])
+def test_a_variable_that_is_not_set_chooses_nothing(run: Any, paths: Paths, name: str) -> None:
+    for verb in ("list", "delete"):
+        assert run("queue", verb, f"--{name}", "") == (64, "", f"pysendmail: filter {name} is empty\n")
 
 
 def test_each_message_is_answered_for(run: Any, paths: Paths) -> None:
@@ -184,6 +226,9 @@ def test_a_named_message_that_is_not_there_is_an_error_and_an_empty_choice_is_no
     with Control(paths, listing()):
         assert run("queue", "delete", "0WkDdmTe001000") == (66, "", "no message in the queue fits\n")
         assert run("queue", "delete", "--older", "5d") == (0, "", "no message in the queue fits\n")
+        assert run("queue", "list", "0WkDdmTe001000") == (66, "0 messages\n", "")
+        assert run("queue", "list", "0WkDdmTe001000", "--json") == (66, "[]\n", "")
+        assert run("queue", "list", "--older", "5d") == (0, "0 messages\n", "")
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
@@ -231,7 +276,7 @@ def test_durations(seconds: float, words: str) -> None:
 
 @pytest.mark.parametrize(("changes", "state"), [
     ({}, "deferred"), ({"attempts": 0}, "waiting"), ({"active": True}, "active"), ({"where": "hold"}, "held"),
-    ({"where": "intake"}, "arriving")])
+    ({"where": "intake"}, "arriving"), ({"reason": "damaged: no envelope"}, "damaged")])
 def test_states(changes: dict[str, Any], state: str) -> None:
     assert admin_queue.state_of(item(**changes)) == state
 
@@ -259,15 +304,22 @@ def test_show_tells_everything_about_one_message(run: Any, paths: Paths, monkeyp
     assert json.loads(as_json) == one
 
 
+def test_as_many_ids_as_xargs_gives_are_taken_as_mailq_prints_them(run: Any, paths: Paths) -> None:
+    ids = [f"0WkDdmTe{n:06d}" for n in range(128 * 1024 // 15)]
+    with Control(paths, listing(item(result="ok"))) as control:
+        assert run("queue", "delete", *ids[:-1], ids[-1] + "*")[0] == 0
+    assert control.requests[0]["filter"] == {"id": ids}
+
+
 def test_too_many_ids_are_one_line(run: Any, paths: Paths) -> None:
     with Control(paths, listing(), deaf=True):
-        code, _, errors = run("queue", "delete", *[f"0WkDdmTe{n:06d}" for n in range(5000)])
+        code, _, errors = run("queue", "delete", *[f"0WkDdmTe{n:06d}" for n in range(20_000)])
     assert (code, errors) == (64, "pysendmail: too much to ask for at once; name fewer messages\n")
 
 
 def test_the_owner_of_a_spool_sees_it_with_the_daemon_down(run: Any, paths: Paths) -> None:
     assert run("queue", "list", "--json") == (0, "[]\n", "")
-    assert run("queue", "show", "0WkDdmTe001000") == (64, "", "pysendmail: no such message in the queue\n")
+    assert run("queue", "show", "0WkDdmTe001000") == (66, "", "pysendmail: no such message in the queue\n")
 
 
 # ---- status

@@ -192,6 +192,7 @@ def test_options_become_a_filter(paths: Paths, out: Any, args: list[str], wanted
 @pytest.mark.parametrize(("args", "words"), [
     (["-z"], "mailq: invalid option -- 'z'\n"), (["-vz"], "mailq: invalid option -- 'z'\n"),
     (["-bs"], "mailq: cannot do -bs here\n"), (["-qL"], "mailq: cannot select by -qL\n"),
+    (["-qS"], "mailq: cannot select by -qS\n"),
     (["-\x1b"], "mailq: invalid option -- '\\x1b'\n"),
 ])
 def test_options_that_make_no_sense(paths: Paths, out: Any, args: list[str], words: str) -> None:
@@ -279,8 +280,8 @@ def test_lines_may_come_in_any_pieces(paths: Paths, out: Any, monkeypatch: pytes
 
 
 def test_a_reader_that_goes_away_is_no_error(paths: Paths) -> None:
-    code = ("from pysendmail.cli.mailq import main; from pysendmail.paths import Paths; "
-            f"raise SystemExit(main([], Paths({paths.root!r})))")
+    code = ("from pysendmail.cli.sendmail import main; from pysendmail.paths import Paths; "
+            f"main(['mailq'], Paths({paths.root!r}))")
     with Control(paths, listing(*[item(f"0WkDdmTe{n:06d}") for n in range(2000)])):
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE)
@@ -375,18 +376,23 @@ MESSAGES = [
     item("0WkDdmTe001001", sender="", arrived=2000.0, where="hold", hold="by hand",
          recipients=[recipient("carol@two.example")]),
     item("0WkDdmTe001002", sender="dave@x", arrived=3000.0, recipients=[recipient("gone@three.example", "failed")]),
+    item("0WkDdmTe001003", sender="eve@x", arrived=4000.0, recipients=[recipient("eve@m\xfcnchen.example")]),
+    item("0WkDdmTe001004", sender="", arrived=5000.0, where="drop", recipients=[]),
 ]
 
 
 @pytest.mark.parametrize(("asked", "expected"), [
-    ({}, "012"), ({"id": "001001"}, "1"), ({"id": ["001001", "0WkDdmTe001002"]}, "12"), ({"id": []}, ""),
+    ({}, "01234"), ({"id": "001001"}, "1"), ({"id": ["001001", "0WkDdmTe001002"]}, "12"), ({"id": []}, ""),
     ({"sender": "alice@"}, "0"), ({"sender": ["alice", "dave"]}, "02"), ({"recipient": "TWO"}, "1"),
     ({"recipient": "three"}, "2"), ({"domain": "one.example"}, "0"), ({"domain": "example"}, ""),
     ({"domain": ["two.example", "One.Example"]}, "01"), ({"reason": "refused"}, "0"), ({"hold": "hand"}, "1"),
-    ({"held": True}, "1"), ({"held": False}, "02"), ({"older": 1500}, "01"), ({"younger": 1500}, "2"),
+    ({"held": True}, "1"), ({"held": False}, "0234"), ({"older": 1500}, "01"), ({"younger": 1500}, "234"),
     ({"older": 2e3}, "0"),
     ({"older": 500, "younger": 1500}, "2"), ({"sender": "alice", "recipient": "carol"}, ""),
-    ({"sender": "alice", "not": ["sender"]}, "12"), ({"sender": "alice", "held": True, "not": ["held"]}, "0"),
+    ({"sender": "<>"}, "1"), ({"sender": ["<>", "dave"]}, "12"), ({"sender": "<>", "not": ["sender"]}, "0234"),
+    ({"domain": "@One.Example."}, "0"), ({"domain": "xn--mnchen-3ya.example"}, "3"),
+    ({"domain": "MÜNCHEN.example"}, "3"), ({"domain": "\udcff.example"}, ""),
+    ({"sender": "alice", "not": ["sender"]}, "1234"), ({"sender": "alice", "held": True, "not": ["held"]}, "0"),
 ])
 def test_what_a_filter_chooses(asked: dict[str, Any], expected: str) -> None:
     fits = selection.predicate(asked, 3500.0)
@@ -394,7 +400,8 @@ def test_what_a_filter_chooses(asked: dict[str, Any], expected: str) -> None:
 
 
 @pytest.mark.parametrize("asked", [
-    None, [], "x", {"x": 1}, {"sender": 1}, {"sender": [1]}, {"id": {}}, {"held": 1}, {"older": "1d"}, {"older": True},
+    None, [], "x", {"x": 1}, {"sender": ""}, {"id": ["x", ""]},
+    {"sender": 1}, {"sender": [1]}, {"id": {}}, {"held": 1}, {"older": "1d"}, {"older": True},
     {"not": "sender"}, {"not": [1]}, {"id": ["x"] * 10_001}])
 def test_what_is_no_filter(asked: object) -> None:
     with pytest.raises(ValueError):

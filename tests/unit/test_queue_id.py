@@ -120,6 +120,15 @@ def test_reports_about_one_message(number: int, expected: str) -> None:
     assert queue_id.derived("5abcDEFG001001", number) == expected
 
 
+@pytest.mark.parametrize("years", [0, 1, 3, 10.9])
+def test_an_id_says_when_it_was_made_and_so_does_that_of_a_report(years: float) -> None:
+    made = int(NOW)
+    found = Ids(0, at(made)).new()
+    for one in (found, queue_id.derived(found, 1)):
+        assert queue_id.made_at(one, NOW + years * 365.25 * 86_400) == made
+        assert queue_id.made_at(one, made - 3600.0) == made  # the clock went back
+
+
 def test_there_is_no_report_about_a_notice() -> None:
     notice = queue_id.derived("BabcDEFG001001", 1)
     assert notice == "babcDEFG001001"

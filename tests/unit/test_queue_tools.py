@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from pysendmail.cli import admin, admin_shape, admin_trace, ask, hoststat, purgestat, quarantine, queuerun
+from pysendmail.cli import admin, admin_shape, admin_trace, ask, hoststat, mailq, purgestat, quarantine, queuerun
 from pysendmail.daemon import offline
 from pysendmail.mail.envelope import Envelope, Origin, Recipient
 from pysendmail.mail.outcome import deferred
 from pysendmail.mail.target import RELAY, Target
 from pysendmail.paths import Paths
-from pysendmail.spool import listing
+from pysendmail.spool import listing, queue_id
 from pysendmail.spool.journal import Event
 from pysendmail.spool.queue import Queue
 from tests.tools.control import Control, item
@@ -125,6 +125,20 @@ def test_a_damaged_message_is_an_answer_of_its_own(run: Run, queue: Queue, paths
     code, printed, errors = run("queue", "hold", "--all")
     assert (code, printed) == (75, f"{other}: held\n")
     assert errors == f"{one}: no envelope of version 1\n"
+
+
+def test_a_damaged_message_is_listed_with_the_time_in_its_id(run: Run, queue: Queue, paths: Paths) -> None:
+    one = waiting(queue)
+    entry = queue.find(one)
+    assert entry is not None
+    made = int(time.time()) - 7200
+    name = queue_id.encode_ticks(made * queue_id.TICKS_PER_SECOND) + "000000"
+    with open(f"{paths.queue}/cur/{name},T=1,A=1,U=1000:2,", "wb") as file:
+        file.write(b"rubbish")
+    listed = {item["id"]: item for item in json.loads(run("queue", "list", "--json")[1])}
+    assert listed[name]["arrived"] == made
+    assert "  damaged      2 h          0  (uid 1000)" in run("queue", "list")[1]
+    assert mailq.sender(listed[name]) == "(uid 1000)"
 
 
 # ---- export
@@ -244,7 +258,8 @@ def test_quarantine_asks_for(paths: Paths, args: list[str], verb: str, wanted: d
     assert control.requests == [{"do": verb, "filter": wanted, "why": why}]
 
 
-@pytest.mark.parametrize("args", [["-Qvirus"], ["-Q"], ["-Q", "-qLx"], ["-Qx", "-q!G"]])
+@pytest.mark.parametrize("args", [["-Qvirus"], ["-Q"], ["-Q", "-qLx"], ["-Qx", "-q!G"], ["-Qx", "-qS"], ["-Q", "-q!R"],
+                                  ["-Qx", "-qx"]])
 def test_quarantine_never_guesses(paths: Paths, args: list[str]) -> None:
     assert quarantine.main(args, paths) == 64
 

@@ -491,6 +491,19 @@ def test_other_programs_without_a_place_for_what_they_print(paths: Paths, redire
     assert (done.returncode, done.stderr) == (code, words)
 
 
+@pytest.mark.parametrize("words", [["-bi"], ["-bv", "alice"], ["-bt"]])
+def test_a_reader_of_other_programs_that_has_gone_is_no_error(paths: Paths, words: list[str]) -> None:
+    file = Path(paths.aliases)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("postmaster: root\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([launcher(paths), *words], input=b"alice\n", stdout=writing, stderr=subprocess.PIPE,
+                          timeout=frontend.WITHIN, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 # -- options of strangers ---------------------------------------------------------------------------------------------
 
 ALLOWED = {"open", "os.rename", "os.chmod", "os.remove", "fcntl.flock", "socket.__new__", "socket.sendto",
