@@ -23,6 +23,7 @@ from ..deliver import agent, identity, landlock, spawner
 from ..events import ERROR, NOTICE, WARNING, Log, Syslog, to_stderr
 from ..paths import Paths
 from ..route.router import Router
+from ..spool.queue_file import needs_directory_sync
 from ..users import LookupTrouble, SystemUsers, User, Users
 from . import ports, premises, services
 from .listeners import Listeners
@@ -291,19 +292,19 @@ def load(paths: Paths, log: Log) -> config.Config:
 def agent_settings(settings: config.Config, paths: Paths) -> agent.Settings:
     """What agents inherit."""
     mail_dir = settings.local.mail_dir or paths.mail
-    group = None
-    if os.geteuid() == 0:
-        try:
-            group = os.stat(mail_dir).st_gid
-        except OSError:
-            group = None  # no such directory: the deliveries say so, each for itself
+    group, syncs_name = None, True
+    try:
+        group = os.stat(mail_dir).st_gid if os.geteuid() == 0 else None
+        syncs_name = needs_directory_sync(mail_dir)
+    except OSError:
+        pass  # no such directory: the deliveries say so, each for itself
     local, limits = settings.local, settings.limits
     router = Router(settings)
     return agent.Settings(
         local.mailbox, mail_dir, group or None, settings.hostname, local.forward, local.require_shell,
         local.mailbox_size, local.command, local.command_user, float(limits.program_time),
         limits.program_output, limits.forward_size, limits.forward_entries,
-        local.aliases or (paths.aliases,), router.local_domains)
+        local.aliases or (paths.aliases,), router.local_domains, syncs_name=syncs_name)
 
 
 def log_descriptors(log: Log) -> frozenset[int]:

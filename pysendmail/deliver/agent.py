@@ -41,7 +41,7 @@ class Settings:
     kind: "mbox", "maildir", or "lmtp:" and the address of a store. mailbox_group: what /var/mail belongs to, None =
     no such group (not root). command: what takes all mail instead, "" = nothing. command_user: who runs what aliases
     name. command_output: characters of it that are told. forward_size, forward_entries: limits of a .forward.
-    own_domains: of alias keys user@domain.
+    own_domains: of alias keys user@domain. syncs_name: whether mail_dir is to be synced when a mailbox is made there.
     """
 
     kind: str
@@ -60,6 +60,7 @@ class Settings:
     aliases: tuple[str, ...]
     own_domains: frozenset[str]
     lock_wait: float = LOCK_WAIT
+    syncs_name: bool = True
 
 
 @dataclass(slots=True)
@@ -186,7 +187,8 @@ class Agent:
         if target.detail not in known:
             known[target.detail] = self._read_forward(target)
         found = known[target.detail]
-        known[target.detail] = replace(found, notes=())  # said once is enough
+        if found.notes:  # said once is enough
+            known[target.detail] = replace(found, notes=())
         return found
 
     def _read_forward(self, target: Target) -> forward.Forward:
@@ -251,7 +253,8 @@ class Agent:
             if settings.kind == "maildir" and user.uid != 0:
                 return maildir.deliver(f"{user.home}/Maildir", parcels, hostname=settings.hostname)
             return mbox.append(f"{settings.mail_dir}/{user.name}", parcels, owner=user.uid, wait=settings.lock_wait,
-                               size_limit=settings.mailbox_size, privileged=self._as_mailbox_group)
+                               size_limit=settings.mailbox_size, syncs_name=settings.syncs_name,
+                               privileged=self._as_mailbox_group)
         except OSError as trouble:
             outcome = deferred("4.2.0", f"cannot deliver to the mailbox of {user.name}: {trouble.strerror}")
             return [outcome] * len(jobs)

@@ -77,7 +77,7 @@ def take_errors_for_signals() -> None:
     """For processes of our own code: writing to somebody who has gone, or beyond RLIMIT_FSIZE, is an OSError to deal
     with and not the end. What runs commands calls `clean` again, so that those get the signals they expect."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_IGN)
+        _signal.signal(number, _signal.SIG_IGN)
 
 
 def become(user: User, *, saved_group: int | None = None, more_groups: frozenset[int] = frozenset()) -> None:

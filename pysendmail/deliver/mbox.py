@@ -26,13 +26,16 @@ MAX_SIZE = 2 ** 62  # bytes: no limit
 
 
 def append(path: str, parcels: Sequence[Parcel], *, owner: int, wait: float, size_limit: int = 0,
+           syncs_name: bool = True,
            privileged: Callable[[], AbstractContextManager[object]] = nullcontext) -> list[Outcome]:
     """Append to the mailbox of user id `owner`, which is made if there is none. One outcome per parcel, in order.
 
-    wait: seconds to wait for its locks. size_limit: bytes the mailbox may have, 0 = no limit. privileged: what gives
-    this process the right to make files in the spool (the effective group `mail`), held for this call and no longer.
+    wait: seconds to wait for its locks. size_limit: bytes the mailbox may have, 0 = no limit. syncs_name: as in
+    mbox_open.Rules. privileged: what gives this process the right to make files in the spool (the effective group
+    `mail`), held for this call and no longer.
     """
-    rules = mbox_open.Rules(owner=owner, name="mailbox", needs_dot_lock=True, shares_with_group=True)
+    rules = mbox_open.Rules(owner=owner, name="mailbox", needs_dot_lock=True, shares_with_group=True,
+                            syncs_name=syncs_name)
     try:
         with privileged():
             return _deliver(path, parcels, rules, time.monotonic() + wait, size_limit or MAX_SIZE)

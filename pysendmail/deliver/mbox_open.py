@@ -26,13 +26,15 @@ _EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH | stat.S_ISUID | stat.S
 class Rules:
     """owner: the only uid the file may have, None = as mbox.append_file says. name: what people call such a file.
 
-    needs_dot_lock: no dot lock, no delivery. shares_with_group: a new file may become 0660.
+    needs_dot_lock: no dot lock, no delivery. shares_with_group: a new file may become 0660. syncs_name: a new file's
+    name is made durable here, for file systems where fsync of the file does not do that.
     """
 
     owner: int | None
     name: str
     needs_dot_lock: bool
     shares_with_group: bool
+    syncs_name: bool = True
 
 
 class Refused(Exception):
@@ -114,7 +116,8 @@ def _create(path: str, rules: Rules) -> int:
         raise Refused(trouble.from_error(problem, "cannot make", path))
     try:
         os.fchmod(fd, _mode_of_new(fd, path, rules))
-        _sync_name(path)
+        if rules.syncs_name:
+            _sync_name(path)
     except OSError as problem:
         os.close(fd)
         raise Refused(trouble.from_error(problem, "cannot finish making", path))

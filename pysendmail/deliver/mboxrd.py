@@ -113,7 +113,7 @@ def inspect(fd: int, size: int, parcels: Sequence[Parcel]) -> Tail:
     """
     tail = Tail(size, size, set())
     asked = {index: parcel for index, parcel in enumerate(parcels) if parcel.may_repeat}
-    if not asked:
+    if not asked or not size:
         return tail
     waiting = dict(asked)
     # Quoting adds a byte to a line of at least five, and separators may have been put in.

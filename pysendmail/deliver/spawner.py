@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..events import Log
 from ..mail.outcome import Outcome, deferred, failed
@@ -27,6 +28,7 @@ from .packet import MAX_PACKET, decode, encode
 
 SPARE = 14  # processes above the runner's own limit: a runner that has lost count cannot fork without end
 MAX_ENDING = 256  # processes that were killed and have not ended: the kernel waits for a file server, say
+AT_ONCE = 32  # requests that are read before the first is carried out
 MAX_NSSWITCH = 64 * 1024  # bytes
 OWN_USERS = frozenset(("_pysendmail", "_pysmtpd", "_pysmrelay"))  # they get no agent: their mail is root's
 
@@ -71,20 +73,31 @@ class Spawner:
         time.localtime()
 
     def answer(self) -> bool:
-        """One packet from the runner. False when the runner is gone."""
-        try:
-            packet = self.link.recv(MAX_PACKET)
-        except (BlockingIOError, InterruptedError):
-            return True
-        except OSError:
-            return False
-        if not packet:
-            return False
-        try:
-            value = decode(packet)
-        except ValueError:
-            self.log(3, "spawner: the runner sent something that is no request")
-            return True
+        """What the runner has sent. False when the runner is gone.
+
+        It is all read before anything is done: after each fork every page that is written is copied anew.
+        """
+        values: list[dict[str, Any]] = []
+        is_open = True
+        for _ in range(AT_ONCE):
+            try:
+                packet = self.link.recv(MAX_PACKET)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                packet = b""
+            if not packet:
+                is_open = False
+                break
+            try:
+                values.append(decode(packet))
+            except ValueError:
+                self.log(3, "spawner: the runner sent something that is no request")
+        for value in values:
+            self._do(value)
+        return is_open
+
+    def _do(self, value: dict[str, Any]) -> None:
         if "ready" in value:
             self.on_ready()
         elif "beat" in value:
@@ -95,7 +108,6 @@ class Spawner:
             self._end(value["end"])
         elif isinstance(value.get("n"), int):
             self._asked(value, value["n"])
-        return True
 
     def _end(self, pid: int) -> None:
         """Kill an agent. One that cannot die for the time being takes no other's place."""
@@ -130,32 +142,34 @@ class Spawner:
                 self._refuse(answer, f"cannot start a delivery process: {trouble.strerror}")
                 return
             if pid == 0:
-                self._child(name, theirs.fileno(), serve)
+                self._child(name, theirs, serve)
             self.agents[pid] = name
             self._send({**answer, "pid": pid}, ours.fileno())
 
     def _refuse(self, answer: dict[str, object], reason: str) -> None:
         self._send({**answer, "error": deferred("4.3.0", reason).to_json()})
 
-    def _who(self, name: str) -> tuple[User | None, Outcome]:
+    def _who(self, name: str) -> User | Outcome:
         """In the child, since a directory service may take as long as it likes: there it stops nobody else's mail."""
         try:
             user = self.users.lookup(name)
         except LookupTrouble as trouble:
-            return None, deferred("4.3.0", f"cannot look up user {name}: {trouble.strerror}")
-        if user is not None and user.name in OWN_USERS:  # by the name that was found: "_PYSMRELAY" is _pysmrelay
-            return None, failed("5.1.1", f"{user.name} takes no mail")
-        if name == self.settings.command_user:  # nobody has written to that one: it is this host that is not in order
-            return user, deferred("4.3.5", f"no such user: {name}, who delivers to commands and files of aliases")
-        return user, failed("5.1.1", f"no such user: {name}")
+            return deferred("4.3.0", f"cannot look up user {name}: {trouble.strerror}")
+        if user is None and name == self.settings.command_user:  # nobody has written to that one: it is this host
+            return deferred("4.3.5", f"no such user: {name}, who delivers to commands and files of aliases")
+        if user is None:
+            return failed("5.1.1", f"no such user: {name}")
+        if user.name in OWN_USERS:  # by the name that was found: "_PYSMRELAY" is _pysmrelay
+            return failed("5.1.1", f"{user.name} takes no mail")
+        return user
 
-    def _child(self, name: str, channel: int, serve: Callable[[socket.socket], None]) -> None:
+    def _child(self, name: str, channel: socket.socket, serve: Callable[[socket.socket], None]) -> None:
         """In the child: start clean, become whom it serves, serve, end. It never returns."""
         code = identity.EX_TEMPFAIL
         try:
             # Above everything else, so that what was open here is closed before anything is the user's.
-            identity.clean({channel} | self.kept)
-            serve(socket.socket(fileno=channel))
+            identity.clean({channel.fileno()} | self.kept)
+            serve(channel)
             code = 0
         except BaseException as problem:  # noqa: BLE001 - nothing may get out of a child into its parent's code
             self.log(3, f"delivery process of {name}: {type(problem).__name__}: {problem}")
@@ -163,9 +177,9 @@ class Spawner:
             os._exit(code)
 
     def _be_agent(self, name: str, channel: socket.socket) -> None:
-        user, refusal = self._who(name)
-        if user is None:
-            agent.refuse(channel, refusal)
+        user = self._who(name)
+        if isinstance(user, Outcome):
+            agent.refuse(channel, user)
             return
         if self.is_root:
             identity.become(user, saved_group=self.settings.mailbox_group)

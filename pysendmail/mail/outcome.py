@@ -21,7 +21,8 @@ def is_status(text: str) -> bool:
 
 def one_line(text: str, limit: int = MAX_REASON) -> str:
     """The text as one printable line: control characters become spaces (log and header injection), length is capped."""
-    clean = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else " " for c in text)
+    clean = text if text.isprintable() else "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else " " for c in text)
     clean = " ".join(clean.split())
     return clean if len(clean) <= limit else clean[:limit - 3] + "..."
 

@@ -101,9 +101,9 @@ class Agents:
     """Delivers at once, as an agent of that user would. is_away(user): whether his mailbox cannot be had now."""
 
     def __init__(self, loop: Loop, model: Model, is_away: Callable[[str], bool], kind: str,
-                 is_filtered: bool) -> None:
+                 is_filtered: bool, syncs_name: bool) -> None:
         self._loop, self._model, self._is_away, self._kind = loop, model, is_away, kind
-        self._is_filtered = is_filtered
+        self._is_filtered, self._syncs_name = is_filtered, syncs_name
 
     def _look_at_the_mark(self, job: Job) -> None:
         """No agent is ever given what no filter has seen."""
@@ -124,7 +124,8 @@ class Agents:
         settings = agent.Settings(
             kind=self._kind, mail_dir=PATHS.mail, mailbox_group=None, hostname="host.example", use_forward=False,
             require_shell=False, mailbox_size=0, command="", command_user="", command_time=1.0, command_output=300,
-            forward_size=65_536, forward_entries=100, aliases=(), own_domains=frozenset(), lock_wait=0.0)
+            forward_size=65_536, forward_entries=100, aliases=(), own_domains=frozenset(), lock_wait=0.0,
+            syncs_name=self._syncs_name)
         try:
             fd = job.open_file()
         except OSError as trouble:
@@ -302,7 +303,7 @@ class World:
         events = Events(lambda priority, text: self.log.append(text))
         spool = Queue(PATHS, clock, sync_directories=self.sync_directories)
         local = Agents(loop, self.model, lambda user: self.model.now < self.away.get(user, 0.0), self.kind,
-                       bool(self.config.milter.sockets))
+                       bool(self.config.milter.sockets), self.sync_directories)
         filters = Filters(loop, self.config, PATHS, spool, lambda value: None, events,  # type: ignore[arg-type]
                           sync_directories=self.sync_directories)
         reports = Reports(self.config, spool, clock, "postmaster@host.example")

@@ -125,6 +125,20 @@ def test_a_batch_is_one_lock_and_one_sync(box: Path, parcels: Parcels, monkeypat
     assert box.read_bytes() == EARLIER + written(*batch)
 
 
+@pytest.mark.parametrize(("syncs_name", "synced"), [(True, ["directory", "file"]), (False, ["file"])])
+def test_the_name_of_a_new_mailbox_is_synced_where_that_is_needed(
+        box: Path, parcels: Parcels, monkeypatch: pytest.MonkeyPatch, syncs_name: bool, synced: list[str]) -> None:
+    real, made = os.fsync, []
+
+    def fsync(fd: int) -> None:
+        made.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        real(fd)
+    calls.replace(monkeypatch, "fsync", fsync)
+    for _ in range(2):
+        assert statuses(append(box, parcels.make(), syncs_name=syncs_name)) == ["2.0.0"]
+    assert made == [*synced, "file"]
+
+
 def test_a_large_message_among_small_ones_keeps_its_place(box: Path, parcels: Parcels) -> None:
     batch = [parcels.make(message(n, b"From %d\n" % n * size), number=n)
              for n, size in enumerate((1, 200_000, 2, 3, 100_000, 1), 1)]

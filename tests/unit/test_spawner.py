@@ -217,6 +217,23 @@ def test_signs_of_life_are_passed_on(runner: Runner) -> None:
     assert runner.signs == ["ready", "beat", "reload"]
 
 
+def test_all_that_the_runner_has_sent_before_it_ended_is_done(runner: Runner) -> None:
+    for packet in (encode({"ready": True}), b"garbage", encode({"beat": True})):
+        runner.link.send(packet)
+    runner.link.close()
+    assert runner.spawner.answer() is False
+    assert (runner.signs, len(runner.log)) == (["ready", "beat"], 1)
+
+
+def test_runner_that_sends_without_end_is_not_listened_to_without_end(runner: Runner) -> None:
+    for _ in range(spawner.AT_ONCE):
+        runner.link.send(b"garbage")
+    runner.say({"beat": True})
+    assert runner.signs == []
+    assert runner.spawner.answer()
+    assert runner.signs == ["beat"]
+
+
 def test_runner_that_does_not_listen_stops_nothing(runner: Runner) -> None:
     """Its socket fills up with answers; the service manager would take a process that waits for it for dead."""
     runner.spawner.most = -spawner.SPARE

@@ -240,6 +240,14 @@ def test_agents_know_the_group_of_the_mailboxes_and_the_limits(paths: Paths) -> 
     assert (told.command_output, told.forward_size, told.forward_entries) == (7, 2048, 9)
     elsewhere_ = Config(hostname="host.example", local=LocalSettings(mail_dir="/nonexistent"))
     assert agent_settings(elsewhere_, paths).mailbox_group is None
+    assert agent_settings(elsewhere_, paths).syncs_name, "nothing is known of its file system"
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_agents_know_whether_the_names_of_mailboxes_need_a_sync(paths: Paths, monkeypatch: pytest.MonkeyPatch,
+                                                                needed: bool) -> None:
+    monkeypatch.setattr("pysendmail.daemon.supervisor.needs_directory_sync", lambda path: needed and path == paths.mail)
+    assert agent_settings(Config(hostname="host.example"), paths).syncs_name is needed
 
 
 @pytest.mark.root
