@@ -44,11 +44,6 @@ class Text:
     body: Body
     top: bytes = b""
 
-    @property
-    def visible(self) -> bytes:
-        """The header as filters see it."""
-        return self.top + self.head
-
     def chunks(self) -> Iterator[bytes]:
         """All of it, as it is written into a file."""
         yield b"%s%s%s\n" % (self.top, self.trace, self.head)

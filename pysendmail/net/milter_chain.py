@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..mail import headers
-from ..mail.changes import BadChange, Draft, Quarantine, apply
+from ..mail.changes import MAX_REASON, BadChange, Draft, Quarantine, apply
 from ..mail.envelope import raw
+from ..mail.outcome import one_line
 from ..smtp.milter_replies import Answer, Verdict
 from ..smtp.milter_wire import MAX_CHUNK, FilterError, Stage, texts
 from ..smtp.reply import reply
@@ -162,6 +163,8 @@ class Chain:
             link.told += 1
             answer = await link.filter.ask(event.stage, event.data, event.macros)
             if answer.verdict in _LAST:
+                if event.stage in _SESSION:  # it heard of it late; it is told nothing of this session any more
+                    self._refused = answer
                 return answer
         return CONTINUE
 
@@ -228,9 +231,9 @@ class Chain:
             if answer.verdict in _LAST:
                 return answer, draft
             changes = link.filter.changes
-            for change in changes:
-                if isinstance(change, Quarantine):
-                    self.note(f"milter={link.endpoint}, quarantine={change.reason}")
+            found = next((one for one in changes if isinstance(one, Quarantine)), None)  # the first reason counts
+            if found is not None:
+                self.note(f"milter={link.endpoint}, quarantine={one_line(found.reason, MAX_REASON)}")
             blank = b"" if link.filter.terms.keeps_blank else b" "
             return answer, apply(draft, changes, blank=blank) if changes else draft
         except (FilterError, BadChange) as error:
@@ -249,9 +252,9 @@ class Chain:
     def _said_of(self, one: Filter, draft: Draft) -> Iterator[tuple[Stage, bytes]]:
         text = draft.text
         yield Stage.DATA, b""
-        head = text.visible
-        for _, start, end in headers.scan(head)[0]:
-            yield Stage.HEADER, field_data(head[start:end], keeps_blank=one.terms.keeps_blank)
+        for part in (text.top, text.head):  # both together might be longer than what is taken for a header
+            for _, start, end in headers.scan(part)[0]:
+                yield Stage.HEADER, field_data(part[start:end], keeps_blank=one.terms.keeps_blank)
         yield Stage.EOH, b""
         if one.hears(Stage.BODY):
             for chunk in body_chunks(text.body()):

@@ -45,6 +45,7 @@ MACROS: Mapping[Stage, tuple[str, ...]] = {
     Stage.EOH: ("i",),
     Stage.END: ("i",),
 }
+_MACROS_SINCE = {Stage.DATA: 4, Stage.EOH: 6}  # an older libmilter ends a session in which they come
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class Terms:
         return not self.options & STAGES[stage][1]
 
     def macros(self, stage: Stage) -> tuple[str, ...]:
+        if self.version < _MACROS_SINCE.get(stage, OLDEST):
+            return ()
         return self.wanted.get(stage, MACROS.get(stage, ()))
 
     @property

@@ -58,6 +58,14 @@ def test_a_blank_field_is_a_missing_one(name: bytes) -> None:
     (b"\n\thost.example\n\t; spf=pass", True),
     (b"host.example", True),
     (b"host.example/1; none", True),
+    (b"(a;b) host.example; spf=pass", True),
+    (b"(a (b) host.example; x) other.example.net; spf=pass", True),
+    (b"host(c).example; spf=pass", True),
+    (b'"ho\\st.example"; spf=pass', True),
+    (b"(x\\); host.example) other.example.net; spf=pass", True),
+    (b"=?utf-8?b?aG9zdC5leGFtcGxl?=; spf=pass", True),
+    (b"\xc2\xa0host.example; spf=pass", True),
+    (b"other.example.net (a b); spf=pass (host.example is allowed)", False),
     (b"other.example.net; spf=pass", False),
     (b"shost.example; x=host.example", False),
     (b"", False),
@@ -67,6 +75,11 @@ def test_findings_in_our_name_are_forged(value: bytes, is_removed: bool, is_gate
     field = b"Authentication-Results: " + value + b"\n"
     head = complete(field + WHOLE + field, replace(FACTS, is_gateway=is_gateway))
     assert head == (WHOLE if is_removed else field + WHOLE + field)
+
+
+def test_a_forged_field_is_one_whatever_stands_between_its_name_and_its_colon() -> None:
+    head = b"AUTHENTICATION-Results \t: host.example; spf=pass\nAuthentication\0-Results:\n host.example; spf=pass\n"
+    assert complete(head + WHOLE, FACTS) == WHOLE
 
 
 @pytest.mark.parametrize("field", [

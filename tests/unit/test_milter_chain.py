@@ -9,6 +9,7 @@ import pytest
 
 from pysendmail.mail.changes import Draft, Text
 from pysendmail.mail.envelope import Envelope, Origin, Recipient
+from pysendmail.mail.headers import MAX_HEADER
 from pysendmail.net.milter import CONTINUE, HELD, LONGEST, Limits, NewBody
 from pysendmail.net.milter_chain import FAILED, Chain, Terms, body_chunks
 from pysendmail.smtp.milter_replies import DEFERRED, REJECTED, Answer, Verdict
@@ -175,6 +176,43 @@ def test_a_refused_session_stays_refused_and_a_refused_message_does_not(tmp_path
     found, (one,), _ = run(tmp_path, [by_letter({b"M": packet(b"r")})], messages)
     assert found == [Verdict.REJECT] * 3
     assert one.letters() == "OCMAMAMQ"
+
+
+def test_a_session_is_refused_for_good_by_a_filter_that_heard_of_it_late(tmp_path: Path) -> None:
+    """It was out of order when the client came."""
+    def answers(letter: bytes, data: bytes) -> bytes:
+        if letter == b"C" and not broken:
+            broken.append(letter)
+            return CLOSE
+        return by_letter({b"C": packet(b"r")})(letter, data)
+
+    async def messages(chain: Chain) -> list[Answer]:
+        await chain.connected("x", "192.0.2.7", 1)
+        return [await chain.sender(f"u{n}@example.org") for n in range(3)]
+
+    broken: list[bytes] = []
+    found, (one,), _ = run(tmp_path, [answers], messages)
+    assert found == [Answer(Verdict.REJECT, REJECTED)] * 3
+    assert one.letters() == "OC" + "OCQ"
+
+
+def test_a_filter_sees_all_of_the_longest_header_behind_what_others_put_on_top(tmp_path: Path) -> None:
+    last = b"Content-Type: multipart/mixed\n"
+    line = b"X-Padding: " + b"x" * 900 + b"\n"
+    count, rest = divmod(MAX_HEADER - len(last), len(line))
+    head = line * count + (b"X: " + b"x" * (rest - 4) + b"\n") + last
+    assert len(head) == MAX_HEADER
+    long = Draft(DRAFT.envelope, Text(TRACE, head, old_body, b"Authentication-Results: mx.example; spf=pass\n"))
+    _, (one,), _ = run(tmp_path, [by_letter({})], lambda chain: whole(chain, long))
+    assert one.data(b"L")[0] == b"Authentication-Results\0mx.example; spf=pass\0"
+    assert one.data(b"L")[-1] == b"Content-Type\0multipart/mixed\0"
+
+
+def test_reasons_of_a_quarantine_are_one_line_in_the_log(tmp_path: Path) -> None:
+    said = packet(b"q", b"odd\nthing " + b"x" * 5000 + b"\0") * 100 + packet(b"c")
+    (_, draft), _, notes = run(tmp_path, [by_letter({b"E": said})])
+    assert draft.envelope.hold.startswith("odd thing xxx")
+    assert notes == [f"milter=unix:{tmp_path}/0, quarantine={draft.envelope.hold}"]
 
 
 def test_several_messages_in_one_session(tmp_path: Path) -> None:

@@ -119,6 +119,15 @@ def test_a_filter_that_names_none_gets_the_usual_macros() -> None:
     assert packets_of(conversation.data_to_send())[0] == (b"D", b"Cj\0mx.example\0{client_addr}\x00192.0.2.7\0")
 
 
+@pytest.mark.parametrize(("stage", "version", "are_told"), [
+    (Stage.MAIL, 2, True), (Stage.END, 2, True), (Stage.DATA, 3, False), (Stage.DATA, 4, True), (Stage.EOH, 2, False),
+    (Stage.EOH, 5, False), (Stage.EOH, 6, True)])
+def test_no_macros_where_an_old_libmilter_ends_the_session_for_them(stage: Stage, version: int, are_told: bool) -> None:
+    conversation = met(version=version)
+    conversation.tell(stage, b"", MACROS)
+    assert (b"D" in [letter for letter, _ in packets_of(conversation.data_to_send())]) is are_told
+
+
 def test_a_nul_in_a_macro_makes_no_other_macro_of_its_rest() -> None:
     conversation = met()
     conversation.tell(Stage.DATA, b"", {"i": "A\0j\0evil"})
