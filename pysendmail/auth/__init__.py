@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..mail.changes import Draft
-from ..mail.envelope import Origin
+from ..mail.envelope import Origin, Recipient
+from ..smtp.grammar import MailParameters
 from ..smtp.reply import Reply
 from ..smtp.requests import LoginGiven
 
@@ -91,10 +92,10 @@ class Examination(Protocol):
     async def hello(self, name: str, origin: Origin) -> Reply | None:
         """HELO, EHLO or LHLO. origin: with TLS and login as they are now."""
 
-    async def sender(self, address: str, origin: Origin, queue_id: str) -> Reply | None:
+    async def sender(self, address: str, origin: Origin, queue_id: str, parameters: MailParameters) -> Reply | None:
         """MAIL. origin: likewise."""
 
-    async def recipient(self, address: str) -> Reply | None:
+    async def recipient(self, recipient: Recipient) -> Reply | None:
         """RCPT, after it has been found that this recipient is one."""
 
     async def judge(self, draft: Draft) -> Judgement:

@@ -18,8 +18,10 @@ from typing import Protocol
 
 from ..mail import address
 from ..mail.changes import Draft
-from ..mail.envelope import Envelope, Origin
+from ..mail.envelope import Envelope, Origin, Recipient
 from ..net.milter_chain import Chain, Terms
+from ..smtp import grammar
+from ..smtp.grammar import MailParameters, RcptParameters
 from ..smtp.milter_replies import Answer, Verdict
 from ..smtp.reply import Reply, reply
 from . import Client, Findings, Judgement
@@ -88,19 +90,23 @@ class Session:
         self._chain.macros.update(_session_macros(origin))
         return _reply(await self._chain.hello(name))
 
-    async def sender(self, address: str, origin: Origin, queue_id: str) -> Reply | None:
+    async def sender(self, address: str, origin: Origin, queue_id: str, parameters: MailParameters) -> Reply | None:
         self._sender, self._recipients = address, set()
         if self._chain is None:
             return None
+        author = grammar.from_xtext(parameters.auth) if origin.auth and parameters.auth != "<>" else ""
         self._chain.macros.update(_session_macros(origin), i=queue_id, **_path_macros("mail", address))
-        return _reply(await self._chain.sender(address))
+        self._chain.macros["{auth_author}"] = author
+        return _reply(await self._chain.sender(address, grammar.mail_words(parameters)))
 
-    async def recipient(self, address: str) -> Reply | None:
+    async def recipient(self, recipient: Recipient) -> Reply | None:
+        address = recipient.address
         self._recipients.add(address)
         if self._chain is None:
             return None
         self._chain.macros.update(_path_macros("rcpt", address))
-        return _reply(await self._chain.recipient(address))
+        parameters = RcptParameters(recipient.notify, recipient.orcpt if grammar.is_orcpt(recipient.orcpt) else "")
+        return _reply(await self._chain.recipient(address, grammar.rcpt_words(parameters)))
 
     def drop(self) -> None:
         self._sender = None
@@ -165,10 +171,10 @@ class Session:
         if refusal is None and self._hello is None:
             refusal = await self.hello(envelope.origin.helo or self._examiner.hostname, envelope.origin)
         if refusal is None and self._sender is None:
-            refusal = await self.sender(envelope.sender, envelope.origin, envelope.id)
+            refusal = await self.sender(envelope.sender, envelope.origin, envelope.id, _parameters(envelope))
         for one in envelope.recipients:
             if refusal is None and one.address not in self._recipients:
-                refusal = await self.recipient(one.address)
+                refusal = await self.recipient(one)
         return refusal
 
     def _qualified(self, envelope: Envelope) -> Envelope:
@@ -192,10 +198,16 @@ class Session:
 
 
 def _session_macros(origin: Origin) -> dict[str, str]:
-    """What may be new at HELO and MAIL. Who is logged in has sent a password: by which mechanism is no matter."""
+    """What may be new at HELO and MAIL. Filters take a type for a login: there is one where there is a name."""
     version, _, cipher = origin.tls.partition(" ")
     return {"{tls_version}": version, "{cipher}": cipher, "{auth_authen}": origin.auth,
-            "{auth_type}": "PLAIN" if origin.auth else ""}
+            "{auth_type}": (origin.mechanism or "PLAIN") if origin.auth else ""}
+
+
+def _parameters(envelope: Envelope) -> MailParameters:
+    """As the client of a message, by whatever door it came, would have said them."""
+    envid = envelope.envid if grammar.is_envid(envelope.envid) else ""
+    return MailParameters(body=envelope.body, smtputf8=envelope.smtputf8, ret=envelope.ret, envid=envid)
 
 
 def _path_macros(what: str, whom: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ..mail.changes import field as header_field
 from ..mail.envelope import Origin, Recipient, raw
 from ..net.policyserver import PolicyServer, Trouble
 from ..route.router import split
+from ..smtp.grammar import MailParameters
 from ..smtp.reply import Reply, reply
 from .admission import Admission
 from .arrival import Arrival
@@ -126,7 +127,7 @@ class Opinions:
 
     # ---- its mail
 
-    def sender(self, address: str, key: bytes, origin: Origin, queue_id: str) -> Opinion:
+    def sender(self, address: str, key: bytes, origin: Origin, queue_id: str, parameters: MailParameters) -> Opinion:
         """May it send as `address` ("" = null)? origin: with TLS and login as they are now."""
         if not self._reception.admission.may_send(key):
             return _TOO_FAST
@@ -135,10 +136,11 @@ class Opinions:
         refusal = self._policy.sender(self.client, origin.auth, address)
         asks_dns = self._reception.inquiries is not None and self.client.is_stranger
         if refusal is None and (asks_dns or self._examination is not None):
-            return self._sender_later(address, origin, queue_id)
+            return self._sender_later(address, origin, queue_id, parameters)
         return refusal
 
-    async def _sender_later(self, address: str, origin: Origin, queue_id: str) -> Refusal | None:
+    async def _sender_later(self, address: str, origin: Origin, queue_id: str,
+                            parameters: MailParameters) -> Refusal | None:
         inquiries, domain = self._reception.inquiries, split(address)[1]
         await self._stood()
         is_checked = self.client.is_stranger and not origin.auth and self._reception.config.smtpd.check_sender
@@ -147,7 +149,7 @@ class Opinions:
             if refusal is not None:
                 return refusal
         if self._examination is not None:
-            return _of(await self._examination.sender(address, origin, queue_id), "check_mail")
+            return _of(await self._examination.sender(address, origin, queue_id, parameters), "check_mail")
         return None
 
     def recipient(self, recipient: Recipient, origin: Origin, arrival: Arrival, *, may_relay: bool) -> Opinion:
@@ -172,7 +174,7 @@ class Opinions:
                 return listed(standing)
             refusal = await self._ask_servers(recipient, origin, arrival)
         if refusal is None and self._examination is not None:
-            return _of(await self._examination.recipient(recipient.address), "check_rcpt")
+            return _of(await self._examination.recipient(recipient), "check_rcpt")
         return refusal
 
     async def _ask_servers(self, recipient: Recipient, origin: Origin, arrival: Arrival) -> Refusal | None:

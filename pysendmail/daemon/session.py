@@ -189,7 +189,8 @@ class Session(Connection):
         # The line ends, the haste and the limits of the new client; of the connection what a proxy may, and TLS.
         was = self._core.settings
         self._core.serve(replace(self._terms(client), allows_xclient=was.allows_xclient, offers_tls=was.offers_tls))
-        self._core.user = told.get("LOGIN", self._core.user)
+        if "LOGIN" in told:
+            self._core.user, self._core.mechanism = told["LOGIN"], "XCLIENT" if told["LOGIN"] else ""
         if self._opinions.is_examined:
             self._wait_for(self._opinions.connected(), self._answer)
         else:
@@ -201,7 +202,7 @@ class Session(Connection):
             core.is_extended, is_lmtp=core.settings.profile.is_lmtp, tls=core.is_encrypted, auth=bool(core.user),
             smtputf8=core.transaction.parameters.smtputf8)
         return Origin("smtp", client=self._client.literal, helo=core.hello, protocol=protocol, tls=self._tls,
-                      auth=core.user)
+                      auth=core.user, mechanism=core.mechanism)
 
     def _on_sender(self, event: requests.SenderGiven) -> None:
         self._last, self._has_sent = "mail", True
@@ -210,7 +211,7 @@ class Session(Connection):
                                 reception.policy.qualified_sender(event.address), event.parameters)
         self._id = self._arrival.id
         key = b"" if self._core.user else self._key
-        opinion = self._opinions.sender(event.address, key, self._origin(), self._id)
+        opinion = self._opinions.sender(event.address, key, self._origin(), self._id, event.parameters)
         self._decide(opinion, event.address)
 
     def _on_recipient(self, event: requests.RecipientGiven) -> None:

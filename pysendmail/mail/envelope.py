@@ -42,7 +42,8 @@ class Origin:
     """How a message came to us, as we saw it ourselves: nothing here is a claim of the submitter.
 
     uid, user: the kernel's word about a local submitter (-1 = not local). client: "[address]" or "". helo, protocol
-    ("ESMTPS", "SMTP", "" for local), tls (version and cipher), auth (authenticated name): of an SMTP session.
+    ("ESMTPS", "SMTP", "" for local), tls (version and cipher), auth (authenticated name), mechanism ("PLAIN", "LOGIN",
+    "XCLIENT"; "" where it was not kept): of an SMTP session.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Origin:
     protocol: str = ""
     tls: str = ""
     auth: str = ""
+    mechanism: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def to_fields(envelope: Envelope) -> Fields:
                 ("Errors", e.errors), ("Scanned", "yes" if e.scanned else ""), ("Hold", e.hold),
                 ("Refusal", e.refusal), ("Origin-Uid", str(o.uid) if o.uid >= 0 else ""), ("Origin-User", o.user),
                 ("Origin-Client", o.client), ("Origin-Helo", o.helo), ("Origin-Protocol", o.protocol),
-                ("Origin-Tls", o.tls), ("Origin-Auth", o.auth))
+                ("Origin-Tls", o.tls), ("Origin-Auth", o.auth),
+                ("Origin-Mechanism", o.mechanism))
     fields: Fields = [(b"Sender", b"<%s>" % raw(e.sender)), (b"Received-At", b"%.3f" % max(0.0, e.received_at)),
                       (b"Origin", raw(o.kind))]
     fields += [(name.encode("ascii"), raw(value)) for name, value in optional if value]
@@ -127,7 +130,8 @@ def from_fields(queue_id: str, fields: Fields) -> Envelope:
     if (uid and not _is_number(uid)) or not all(map(_is_number, received_at.split(".", 1))):
         raise ValueError("uid or time is garbled")
     origin = Origin(kind, int(uid or "-1"), get(b"Origin-User", ""), get(b"Origin-Client", ""), get(b"Origin-Helo", ""),
-                    get(b"Origin-Protocol", ""), get(b"Origin-Tls", ""), get(b"Origin-Auth", ""))
+                    get(b"Origin-Protocol", ""), get(b"Origin-Tls", ""), get(b"Origin-Auth", ""),
+                    get(b"Origin-Mechanism", ""))
     return Envelope(queue_id, sender[1:-1], tuple(recipients), float(received_at), origin, get(b"Body", ""),
                     b"Smtputf8" in one, get(b"Return", ""), get(b"Envid", ""), get(b"Errors", ""), b"Scanned" in one,
                     get(b"Hold", ""), refusal)
@@ -139,4 +143,4 @@ def _is_number(digits: str) -> bool:
 
 _ONCE = frozenset((b"Sender", b"Received-At", b"Origin", b"Body", b"Smtputf8", b"Return", b"Envid", b"Errors",
                    b"Scanned", b"Hold", b"Refusal", b"Origin-Uid", b"Origin-User", b"Origin-Client", b"Origin-Helo",
-                   b"Origin-Protocol", b"Origin-Tls", b"Origin-Auth"))
+                   b"Origin-Protocol", b"Origin-Tls", b"Origin-Auth", b"Origin-Mechanism"))

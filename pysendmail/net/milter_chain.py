@@ -97,14 +97,14 @@ class Chain:
         self._forget(Stage.HELO)
         return await self._happened(Stage.HELO, texts(raw(name)))
 
-    async def sender(self, address: str, parameters: tuple[str, ...] = ()) -> Answer:
+    async def sender(self, address: str, parameters: Iterable[str] = ()) -> Answer:
         """parameters: of MAIL, as "SIZE=1000"."""
         self.drop()
         for link in self._links:
             link.failed = None
         return await self._happened(Stage.MAIL, path_data(address, parameters))
 
-    async def recipient(self, address: str, parameters: tuple[str, ...] = ()) -> Answer:
+    async def recipient(self, address: str, parameters: Iterable[str] = ()) -> Answer:
         answer = await self._happened(Stage.RCPT, path_data(address, parameters))
         if answer.verdict in (Verdict.REJECT, Verdict.TEMPFAIL):
             del self._events[-1]  # it is no recipient
@@ -272,7 +272,7 @@ def connect_data(name: str, address: str, port: int) -> bytes:
     return texts(raw(name)) + family + port.to_bytes(2, "big") + texts(raw(address))
 
 
-def path_data(address: str, parameters: tuple[str, ...]) -> bytes:
+def path_data(address: str, parameters: Iterable[str]) -> bytes:
     """Data of MAIL and RCPT."""
     return texts(b"<%s>" % raw(address), *map(raw, parameters))
 

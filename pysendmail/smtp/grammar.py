@@ -297,16 +297,26 @@ def answer(text: bytes) -> bytes:
 
 def mail(sender: bytes, parameters: MailParameters) -> bytes:
     """MAIL FROM:sender, which comes from path()."""
+    return command("MAIL", b"FROM:" + sender, *mail_words(parameters))
+
+
+def mail_words(parameters: MailParameters) -> list[str]:
+    """As they stand behind the sender."""
     p = parameters
     words = (("SIZE", str(p.size) if p.size else ""), ("BODY", p.body.upper()), ("RET", p.ret.upper()),
              ("ENVID", p.envid), ("AUTH", p.auth))
-    return command("MAIL", b"FROM:" + sender, *_parameters(words), "SMTPUTF8" if p.smtputf8 else "")
+    return _parameters(words) + (["SMTPUTF8"] if p.smtputf8 else [])
 
 
 def rcpt(recipient: bytes, parameters: RcptParameters) -> bytes:
     """RCPT TO:recipient, which comes from path()."""
+    return command("RCPT", b"TO:" + recipient, *rcpt_words(parameters))
+
+
+def rcpt_words(parameters: RcptParameters) -> list[str]:
+    """As they stand behind the recipient."""
     words = (("NOTIFY", ",".join(sorted(parameters.notify, reverse=True)).upper()), ("ORCPT", parameters.orcpt))
-    return command("RCPT", b"TO:" + recipient, *_parameters(words))
+    return _parameters(words)
 
 
 def _parameters(words: Iterable[tuple[str, str]]) -> list[str]:

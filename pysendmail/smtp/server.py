@@ -108,7 +108,7 @@ class Server(Session):
             self._close("plaintext after STARTTLS")
             return
         self.is_encrypted, self.is_extended = True, False
-        self.hello = self.user = ""
+        self.hello = self.user = self.mechanism = ""
         self._state = State.GREETED
 
     # ---- lines
@@ -285,7 +285,7 @@ class Server(Session):
             self.hello = ""
             return self._greeting()
         if isinstance(asked, requests.LoginGiven):
-            self.user = asked.user
+            self.user, self.mechanism = asked.user, asked.mechanism
             return answer or reply(235, "2.7.0", "logged in")
         if isinstance(asked, requests.SenderGiven):
             self.transaction = Transaction(asked.address, asked.parameters)

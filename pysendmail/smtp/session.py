@@ -40,7 +40,7 @@ class Session(ABC):
         self.hello = ""  # the name that the client gave itself
         self.is_extended = False  # it said EHLO or LHLO
         self.is_encrypted = is_encrypted
-        self.user = ""  # who is logged in
+        self.user = self.mechanism = ""  # who is logged in, and how
 
     @property
     def is_closed(self) -> bool:

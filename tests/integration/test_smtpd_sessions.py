@@ -15,8 +15,9 @@ from pysendmail import auth
 from pysendmail.auth import Judgement
 from pysendmail.daemon import connection, inbox, session
 from pysendmail.mail.changes import AddField, Draft, InsertField, Quarantine, RemoveRecipient, ReplaceBody, apply
-from pysendmail.mail.envelope import Origin
+from pysendmail.mail.envelope import Origin, Recipient
 from pysendmail.paths import Paths
+from pysendmail.smtp.grammar import MailParameters
 from pysendmail.smtp.reply import Reply, reply
 from tests.tools import certificate
 from tests.tools.door import STRANGER, Client, Door, Logins, anybody, settings, until
@@ -227,12 +228,13 @@ def test_starttls_is_in_received_and_in_the_log(tls_door: Door) -> None:
         client.start_tls(certificate.client_context())
         client.send(b"EHLO client.example\r\n")
         assert "250-AUTH PLAIN LOGIN" in client.reply()
-        assert client.cmd("AUTH PLAIN AGFsaWNlAHNlY3JldA==").startswith("235 ")
+        assert client.cmd("AUTH LOGIN YWxpY2U=").startswith("334 ")
+        assert client.cmd("c2VjcmV0").startswith("235 ")
         assert client.mail("x@example.org", sender="alice@server.example").startswith("250 2.0.0")
         assert client.mail("x@example.org", sender="bob@server.example").startswith("553 5.7.1")
     (found,) = tls_door.taken()
     assert found.envelope.origin == Origin("smtp", client=f"[{STRANGER}]", helo="client.example", protocol="ESMTPSA",
-                                           tls="TLSv1.3 TLS_AES_256_GCM_SHA384", auth="alice")
+                                           tls="TLSv1.3 TLS_AES_256_GCM_SHA384", auth="alice", mechanism="LOGIN")
     assert b"(using TLSv1.3 TLS_AES_256_GCM_SHA384)" in found.received
     assert b"with ESMTPSA id" in found.received
     assert b"Message-ID: " in found.rest  # as a submission's
@@ -331,13 +333,13 @@ class Examination:
         self._note(f"hello {name}")
         return reply(550, "5.7.1", "no such name") if name == "evil.example" else None
 
-    async def sender(self, address: str, origin: Origin, queue_id: str) -> Reply | None:
+    async def sender(self, address: str, origin: Origin, queue_id: str, parameters: MailParameters) -> Reply | None:
         self._note(f"sender {address} {origin.helo}")
         return reply(550, "5.7.1", "no such sender") if address.startswith("evil@") else None
 
-    async def recipient(self, address: str) -> Reply | None:
-        self._note(f"recipient {address}")
-        return reply(450, "4.7.1", "greylisted") if address.startswith("bob@") else None
+    async def recipient(self, recipient: Recipient) -> Reply | None:
+        self._note(f"recipient {recipient.address}")
+        return reply(450, "4.7.1", "greylisted") if recipient.address.startswith("bob@") else None
 
     async def judge(self, draft: Draft) -> Judgement:
         head = draft.text.head
@@ -493,7 +495,8 @@ def test_xclient(door: Door) -> None:
         client.reply()
         assert client.mail("x@example.org").startswith("550 5.7.1")
     (found,) = door.taken()
-    assert (found.envelope.origin.client, found.envelope.origin.auth) == ("[192.0.2.99]", "alice")
+    origin = found.envelope.origin
+    assert (origin.client, origin.auth, origin.mechanism) == ("[192.0.2.99]", "alice", "XCLIENT")
 
 
 def test_the_client_of_a_proxy_has_the_terms_of_its_own(make_door: MakeDoor) -> None:

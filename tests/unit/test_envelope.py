@@ -18,7 +18,7 @@ WORD = st.binary(max_size=40).map(lambda data: text(data.translate(None, CONTROL
     lambda value: value != "-")
 RECIPIENTS = st.builds(Recipient, CLEAN.filter(bool), st.frozensets(st.sampled_from(sorted(NOTIFY))), WORD)
 ORIGINS = st.builds(Origin, st.sampled_from(envelope.ORIGINS), st.integers(-1, 2**32 - 1),
-                    CLEAN, CLEAN, CLEAN, CLEAN, CLEAN, CLEAN)
+                    CLEAN, CLEAN, CLEAN, CLEAN, CLEAN, CLEAN, CLEAN)
 ENVELOPES = st.builds(
     Envelope, st.just(ID), CLEAN, st.lists(RECIPIENTS, min_size=1, max_size=5).map(tuple),
     st.integers(0, 10**12).map(lambda milliseconds: milliseconds / 1000), ORIGINS,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pysendmail.mail.envelope import Envelope, Origin, Recipient
 from pysendmail.net.milter import Limits
 from pysendmail.net.milter_chain import FAILED, Terms
 from pysendmail.net.resolver import Resolver
+from pysendmail.smtp.grammar import MailParameters
 from pysendmail.smtp.milter_replies import DEFERRED, REJECTED
 from pysendmail.smtp.reply import Reply
 from tests.tools.fakedns import FakeDns
@@ -27,6 +29,7 @@ FRIEND = Client("192.0.2.8", 4712, "", True)
 ORIGIN = Origin("smtp", client="[192.0.2.7]", helo="client.example.org", protocol="ESMTPS", tls="TLSv1.3 AES")
 ENVELOPE = Envelope("ABC123", "a@example.org", (Recipient("b@host.example"), Recipient("c@host.example")), 1.0, ORIGIN)
 TABLE = {("example.org", "TXT"): ['"v=spf1 -all"'], ("_dmarc.example.org", "TXT"): ['"v=DMARC1; p=reject"']}
+NO_WORDS = MailParameters()
 
 Play = Callable[[Session], Awaitable[Any]]
 
@@ -75,8 +78,8 @@ async def as_listener(session: Session) -> Judgement | Reply:
     """Tell everything at its time; the first refusal, or the judgement."""
     refusals = [
         await session.connected(STRANGER), await session.hello("client.example.org", ORIGIN),
-        await session.sender("a@example.org", ORIGIN, "ABC123"), await session.recipient("b@host.example"),
-        await session.recipient("c@host.example")]
+        await session.sender("a@example.org", ORIGIN, "ABC123", NO_WORDS),
+        await session.recipient(Recipient("b@host.example")), await session.recipient(Recipient("c@host.example"))]
     refused = next((one for one in refusals if one is not None), None)
     return refused or await session.judge(draft())
 
@@ -109,11 +112,44 @@ def test_facts_about_session_and_message_are_macros(tmp_path: Path) -> None:
     assert [one for one in macros if one[:1] in b"TNE"] == [b"Ti\0ABC123\0", b"Ni\0ABC123\0", b"Ei\0ABC123\0"]
 
 
-def test_filters_hear_who_is_logged_in(tmp_path: Path) -> None:
-    envelope = Envelope("ABC123", "", (Recipient("b@host.example"),), 1.0, Origin("smtp", auth="alice"))
+@pytest.mark.parametrize(("mechanism", "shown"), [("LOGIN", b"LOGIN"), ("PLAIN", b"PLAIN"), ("", b"PLAIN")])
+def test_filters_hear_who_is_logged_in_and_how(tmp_path: Path, mechanism: str, shown: bytes) -> None:
+    """Of mail from before the mechanism was kept, at least that there was a login."""
+    origin = Origin("smtp", auth="alice", mechanism=mechanism)
+    envelope = Envelope("ABC123", "", (Recipient("b@host.example"),), 1.0, origin)
     _, (one,), _ = run(tmp_path, [by_letter({})], lambda session: session.judge(draft(envelope=envelope)))
-    assert b"Mi\0ABC123\0{auth_type}\0PLAIN\0{auth_authen}\0alice\0{mail_mailer}\0esmtp\0" in one.data(b"D")
+    assert (b"Mi\0ABC123\0{auth_type}\0" + shown + b"\0{auth_authen}\0alice\0{mail_mailer}\0esmtp\0"
+            in one.data(b"D"))
     assert one.data(b"M") == [b"<>\0"]
+
+
+def test_parameters_of_a_client_reach_a_filter(tmp_path: Path) -> None:
+    async def play(session: Session) -> None:
+        await session.connected(STRANGER)
+        login = replace(ORIGIN, auth="alice", mechanism="LOGIN")
+        for origin in (login, ORIGIN):
+            await session.sender("a@example.org", origin, "ABC123", MailParameters(
+                1000, "8bitmime", smtputf8=True, ret="hdrs", envid="a+2Bb", auth="joe+40example.org"))
+        await session.recipient(Recipient("b@host.example", frozenset(("failure", "delay")), "rfc822;B@host.example"))
+
+    _, (one,), _ = run(tmp_path, [by_letter({})], play)
+    assert one.data(b"M") == [b"<a@example.org>\0SIZE=1000\0BODY=8BITMIME\0RET=HDRS\0ENVID=a+2Bb\0"
+                              b"AUTH=joe+40example.org\0SMTPUTF8\0"] * 2
+    assert one.data(b"R") == [b"<b@host.example>\0NOTIFY=FAILURE,DELAY\0ORCPT=rfc822;B@host.example\0"]
+    authors = [b"{auth_author}\0joe@example.org\0" in macros for macros in one.data(b"D") if macros[:1] == b"M"]
+    assert authors == [True, False], "whoever has not logged in vouches for nobody"
+
+
+def test_what_an_envelope_asks_for_reaches_a_filter_later(tmp_path: Path) -> None:
+    """Mail by command, which may bear an id that no client could give."""
+    recipients = (Recipient("b@host.example", frozenset(("never",)), "rfc822;b@host.example"),
+                  Recipient("c@host.example", orcpt="rfc822;not one"))
+    envelope = replace(ENVELOPE, recipients=recipients, body="8bitmime", ret="full", envid="not one")
+    found, (one,), _ = run(tmp_path, [by_letter({})], lambda session: session.judge(draft(envelope=envelope)))
+    assert found.refusal is None
+    assert one.data(b"M") == [b"<a@example.org>\0BODY=8BITMIME\0RET=FULL\0"]
+    assert one.data(b"R") == [b"<b@host.example>\0NOTIFY=NEVER\0ORCPT=rfc822;b@host.example\0",
+                              b"<c@host.example>\0"]
 
 
 @pytest.mark.parametrize(("letter", "said", "expected"), [
@@ -165,10 +201,10 @@ def test_names_without_a_domain_are_ours(tmp_path: Path) -> None:
 def test_a_second_message_begins_anew(tmp_path: Path) -> None:
     async def play(session: Session) -> Any:
         first = await as_listener(session)
-        await session.sender("x@example.org", ORIGIN, "ABC123")
+        await session.sender("x@example.org", ORIGIN, "ABC123", NO_WORDS)
         session.drop()
-        await session.sender("a@example.org", ORIGIN, "ABC123")
-        await session.recipient("b@host.example")
+        await session.sender("a@example.org", ORIGIN, "ABC123", NO_WORDS)
+        await session.recipient(Recipient("b@host.example"))
         return first, await session.judge(draft())
 
     (first, second), (one,), _ = run(tmp_path, [by_letter({})], play)
