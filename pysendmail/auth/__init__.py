@@ -48,8 +48,9 @@ class Authenticator(Protocol):
     def mechanisms(self) -> tuple[str, ...]:
         """Those of smtp.profile.MECHANISMS that can be offered; none without a back end."""
 
-    async def authenticate(self, login: LoginGiven, client: Client) -> Reply:
-        """235, 535 or 454; a 421 for a client that has failed too often. It has been logged."""
+    async def authenticate(self, login: LoginGiven, client: Client) -> tuple[Reply, str]:
+        """235, 535 or 454; a 421 for a client that has failed too often. It has been logged. With 235 who is logged in,
+        as whoever knows passwords calls him."""
 
     def may_send(self, user: str, sender: str) -> bool:
         """Whether a client who is logged in may use this envelope sender ("" = null)."""

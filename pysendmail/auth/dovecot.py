@@ -1,13 +1,14 @@
 """Dovecot as whoever knows passwords ([auth] dovecot): the client side of its authentication protocol.
 
     dovecot = Dovecot(path)
-    await dovecot.check(user, password, client)     True or False; raises Trouble
+    await dovecot.check(user, password, client)     the user's name, "" = no; raises Trouble
 
 The socket is that of `service auth { unix_listener ... }` in Dovecot's configuration; whoever connects to it may guess
 passwords, so it should be open to _pysmtpd alone. Lines of words with tabs between them go both ways: we shake hands
 once in a connection, then send AUTH with a number, and answers (OK, FAIL) bear it, in any order. What a client has sent
-by LOGIN is asked as PLAIN: the answer is the same. "temp" in a FAIL is trouble of Dovecot's, as is everything that goes
-wrong with the connection; a connection that was closed meanwhile is opened once more.
+by LOGIN is asked as PLAIN: the answer is the same. Who the user is, Dovecot says: for it "ALICE" may be alice. "temp"
+in a FAIL is trouble of Dovecot's, as is everything that goes wrong with the connection; a connection that was closed
+meanwhile is opened once more.
 
 Protocol version 1, as Dovecot 2.0 to 2.4 speak it (its documentation calls it "Authentication Protocol").
 """
@@ -45,8 +46,11 @@ class Dovecot:
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
 
-    async def check(self, user: str, password: str, address: str) -> bool:
-        """Whether the password fits. address: of the client, for Dovecot's log and limits. Raises Trouble."""
+    async def check(self, user: str, password: str, address: str) -> str:
+        """The name of the user if the password fits, else "". address: of the client, for Dovecot's log and limits.
+
+        Raises Trouble.
+        """
         try:
             async with asyncio.timeout(self._timeout):
                 was_open = self._connection is not None and not self._connection.is_lost
@@ -86,14 +90,14 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = LineReader(MAX_LINE)
         self._transport: asyncio.Transport | None = None
-        self._asked: dict[str, asyncio.Future[bool]] = {}
+        self._asked: dict[str, asyncio.Future[str | None]] = {}
         self._number = 0
         self._has_plain = False
         self.is_lost = False
         self.ready: asyncio.Future[None] = self._loop.create_future()
 
-    async def ask(self, user: str, password: str, address: str) -> bool:
-        """Raises Trouble."""
+    async def ask(self, user: str, password: str, address: str) -> str:
+        """As Dovecot.check. Raises Trouble."""
         if self.is_lost or self._transport is None:
             raise Closed("the connection is closed")
         self._number = self._number % MAX_NUMBER + 1
@@ -101,11 +105,12 @@ class _Connection(asyncio.Protocol):
         response = sasl.encode(f"\0{user}\0{password}".encode("utf-8", "surrogateescape")).decode("ascii")
         words = ["AUTH", number, "PLAIN", f"service={SERVICE}", "secured", "nologin"]
         words += [f"rip={_escape(address)}"] if address else []
-        answer: asyncio.Future[bool] = self._loop.create_future()
+        answer: asyncio.Future[str | None] = self._loop.create_future()
         self._asked[number] = answer
         self._transport.write("\t".join([*words, f"resp={response}"]).encode("utf-8", "surrogateescape") + b"\n")
         try:
-            return await answer
+            name = await answer
+            return name or user if name is not None else ""
         finally:
             self._asked.pop(number, None)
 
@@ -147,13 +152,15 @@ class _Connection(asyncio.Protocol):
         elif verb == "DONE":
             self.ready.set_result(None)
 
-    def _answer(self, asked: "asyncio.Future[bool]", verb: str, parameters: Mapping[str, str]) -> None:
+    def _answer(self, asked: "asyncio.Future[str | None]", verb: str, parameters: Mapping[str, str]) -> None:
         if verb == "FAIL" and ("temp" in parameters or parameters.get("code") == "temp_fail"):
             self._fail(asked, Trouble(parameters.get("reason", "") or "Dovecot cannot tell now"))
+        elif not parameters.get("user", "").isprintable():  # escaped: no name that anybody has
+            self._fail(asked, Trouble("a user whose name cannot be read"))
         elif not asked.done():
-            asked.set_result(verb == "OK")
+            asked.set_result(parameters.get("user", "") if verb == "OK" else None)
 
-    def _fail(self, asked: "asyncio.Future[bool]", problem: Trouble) -> None:
+    def _fail(self, asked: "asyncio.Future[str | None]", problem: Trouble) -> None:
         if not asked.done():
             asked.set_exception(problem)
 

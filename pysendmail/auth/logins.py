@@ -124,42 +124,44 @@ class Logins:
     def mechanisms(self) -> tuple[str, ...]:
         return MECHANISMS if self._dovecot is not None or self._channel is not None else ()
 
-    async def authenticate(self, login: LoginGiven, client: Client) -> Reply:
+    async def authenticate(self, login: LoginGiven, client: Client) -> tuple[Reply, str]:
+        user = login.user
         if self._failures.is_blocked(client.address) and not client.is_trusted:
             self._events.attacked("NOQUEUE", client.shown, self._failures.count(client.address))
-            return _BLOCKED
+            return _BLOCKED, ""
         if login.identity and login.identity != login.user:
             answer = _NOT_FOR_OTHERS
         elif not login.user or not login.password:
             answer = _NO
         else:
-            answer = await self._ask(login, client)
+            answer, user = await self._ask(login, client)
         if answer is _YES:
-            self._events.logged_in(client.shown, login.user, login.mechanism)
+            self._events.logged_in(client.shown, user, login.mechanism)
         elif answer.kind == 5:
             self._failures.failed(client.address)
             self._events.login_failed(client.shown, login.user, login.mechanism)
             await asyncio.sleep(self._delay)
-        return answer
+        return answer, user
 
-    async def _ask(self, login: LoginGiven, client: Client) -> Reply:
-        """_YES, _NO or _UNKNOWN."""
+    async def _ask(self, login: LoginGiven, client: Client) -> tuple[Reply, str]:
+        """_YES and the name of the user, _NO or _UNKNOWN."""
         is_known = True
         if self._dovecot is not None:
             try:
-                if await self._dovecot.check(login.user, login.password, client.address):
-                    return _YES
+                name = await self._dovecot.check(login.user, login.password, client.address)
+                if name:
+                    return _YES, name
             except dovecot.Trouble as problem:
                 is_known = False
                 self._events.trouble(f"Dovecot cannot check a password: {problem}")
         if self._channel is not None:
             try:
                 if await self._the_keeper(self._channel).check(login.user, login.password):
-                    return _YES
+                    return _YES, login.user
             except Trouble as problem:
                 is_known = False
                 self._events.trouble(f"a password cannot be checked: {problem}")
-        return _NO if is_known else _UNKNOWN
+        return (_NO if is_known else _UNKNOWN), login.user
 
     def _the_keeper(self, channel: socket.socket) -> Keeper:
         if self._keeper is None:

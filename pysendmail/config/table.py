@@ -131,7 +131,8 @@ class AuthSettings:
     pam: bool = setting(False, kinds.BOOLEAN, "Let PAM judge clients that log in (python3-pampy, python3-six).")
     senders: tuple[tuple[str, str], ...] = setting(
         (), kinds.SENDERS,
-        "Sender addresses and domains, with blanks between them, that a login name may use. Empty: any.")
+        "Sender addresses and domains, with blanks between them, that a login name may use. Empty: any. "
+        "A user of Dovecot has the name that Dovecot gives him.")
     results: bool = setting(
         True, kinds.BOOLEAN,
         "Check SPF, DKIM and DMARC where their libraries are installed, and say so in Authentication-Results.")

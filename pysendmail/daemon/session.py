@@ -292,16 +292,22 @@ class Session(Connection):
 
     def _on_login(self, event: requests.LoginGiven) -> None:
         self._last = "auth"
-        self._wait_for(self._log_in(event), self._answer)
+        self._wait_for(self._log_in(event), self._logged_in)
 
-    async def _log_in(self, event: requests.LoginGiven) -> Reply:
+    async def _log_in(self, event: requests.LoginGiven) -> tuple[Reply, str]:
         logins = self._reception.logins
         if logins is None:
-            return _NOT_KNOWN
+            return _NOT_KNOWN, ""
         try:
             return await asyncio.wait_for(logins.authenticate(event, self._client.as_seen), LOGIN_TIME)
         except TimeoutError:
-            return _NOT_KNOWN
+            return _NOT_KNOWN, ""
+
+    def _logged_in(self, found: tuple[Reply, str]) -> None:
+        answer, user = found
+        self._answer(answer)
+        if self._core.user:
+            self._core.user = user
 
     def _on_tls(self, _event: requests.TlsWanted) -> None:
         self._start_tls()

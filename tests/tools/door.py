@@ -56,16 +56,16 @@ class Users:
 
 
 class Logins:
-    """alice's password is "secret"; she sends as herself only."""
+    """alice's password is "secret", however she writes her name; she sends as herself only."""
 
     mechanisms = ("PLAIN", "LOGIN")
 
-    async def authenticate(self, login: requests.LoginGiven, client: auth.Client) -> Reply:
+    async def authenticate(self, login: requests.LoginGiven, client: auth.Client) -> tuple[Reply, str]:
         if login.user == "trouble":
-            return reply(454, "4.7.0", "cannot say")
-        if (login.user, login.password) == ("alice", "secret"):
-            return reply(235, "2.7.0", "logged in")
-        return reply(535, "5.7.8", "wrong")
+            return reply(454, "4.7.0", "cannot say"), ""
+        if (login.user.lower(), login.password) == ("alice", "secret"):
+            return reply(235, "2.7.0", "logged in"), "alice"
+        return reply(535, "5.7.8", "wrong"), ""
 
     def may_send(self, user: str, sender: str) -> bool:
         return sender in ("", f"{user}@{NAME}")

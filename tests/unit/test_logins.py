@@ -338,7 +338,7 @@ def test_a_login(keep: Any, password_file: Path) -> None:
         assert made.mechanisms == ("PLAIN", "LOGIN")
         given = [login(), login(password="x"), login(identity="alice"), login(identity="bob"), login(user=""),
                  login(password=""), login(user="a\0b")]
-        return [(await made.authenticate(one, CLIENT)).words[:9] for one in given]
+        return [(await made.authenticate(one, CLIENT))[0].words[:9] for one in given]
 
     found, log = run(play, channel=keep(password_file=str(password_file)))
     assert found == ["235 2.7.0", "535 5.7.8", "235 2.7.0"] + ["535 5.7.8"] * 4
@@ -352,10 +352,10 @@ def test_a_login(keep: Any, password_file: Path) -> None:
 
 def test_who_guesses_is_shown_out_and_others_are_not(keep: Any, password_file: Path) -> None:
     async def play(made: Logins) -> list[int]:
-        codes = [(await made.authenticate(login(password=str(n)), CLIENT)).code for n in range(10)]
-        codes.append((await made.authenticate(login(), CLIENT)).code)
-        codes.append((await made.authenticate(login(), Client("192.0.2.8"))).code)
-        codes.append((await made.authenticate(login(), replace(CLIENT, is_trusted=True))).code)
+        codes = [(await made.authenticate(login(password=str(n)), CLIENT))[0].code for n in range(10)]
+        codes.append((await made.authenticate(login(), CLIENT))[0].code)
+        codes.append((await made.authenticate(login(), Client("192.0.2.8")))[0].code)
+        codes.append((await made.authenticate(login(), replace(CLIENT, is_trusted=True)))[0].code)
         return codes
 
     codes, log = run(play, channel=keep(password_file=str(password_file)))
@@ -365,7 +365,7 @@ def test_who_guesses_is_shown_out_and_others_are_not(keep: Any, password_file: P
 
 def test_a_keeper_that_cannot_tell_is_no_wrong_password(keep: Any, tmp_path: Path) -> None:
     async def play(made: Logins) -> int:
-        return (await made.authenticate(login(), CLIENT)).code
+        return (await made.authenticate(login(), CLIENT))[0].code
 
     code, log = run(play, channel=keep(password_file=str(tmp_path / "none")))
     assert code == 454
@@ -381,7 +381,7 @@ def test_a_listener_without_its_keeper_ends(monkeypatch: pytest.MonkeyPatch) -> 
         asking = asyncio.ensure_future(made.authenticate(login(), CLIENT))
         await asyncio.sleep(0)
         theirs.close()
-        return (await asking).code
+        return (await asking)[0].code
 
     code, log = run(play, channel=ours)
     assert code == 454
@@ -396,7 +396,7 @@ def test_a_keeper_that_is_silent(keep: Any) -> None:
         asking = asyncio.ensure_future(made.authenticate(login(), CLIENT))
         await asyncio.sleep(0)
         jump(logins.KEEPER_TIME + 1)
-        return (await asking).code
+        return (await asking)[0].code
 
     code, log = run(play, channel=ours)
     theirs.close()
@@ -474,7 +474,7 @@ def asked(tmp_path: Path, answers: Callable[[list[str]], bytes | None], times: i
 
     async def play(made: Logins) -> list[int]:
         async with fake:
-            found = [(await made.authenticate(login(), CLIENT)).code for _ in range(times)]
+            found = [(await made.authenticate(login(), CLIENT))[0].code for _ in range(times)]
             made.close()
             await asyncio.sleep(0.001)
             return found
@@ -496,6 +496,7 @@ def by_number(text: str) -> Callable[[list[str]], bytes]:
     ("OK\t99\tuser=bob\nFAIL\t#\tuser=alice\n", 535),
     ("NEWS\tx\nOK\t#\n", 235),
     ("CONT\t#\tabc\n", 454),
+    ("OK\t#\tuser=al\x01tice\n", 454),
     ("x" * 9000 + "\n", 454),
 ])
 def test_answers_of_dovecot(tmp_path: Path, text: str, code: int) -> None:
@@ -506,6 +507,22 @@ def test_answers_of_dovecot(tmp_path: Path, text: str, code: int) -> None:
     assert fake.heard[2] == ["AUTH", "1", "PLAIN", "service=smtp", "secured", "nologin", "rip=192.0.2.7",
                              "resp=AGFsaWNlAHdvbmRlcmxhbmQ="]
     assert "wonderland" not in "".join(log)
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    ("OK\t#\tuser=Alice@example.org\n", "Alice@example.org"), ("OK\t#\n", "alice")])
+def test_a_user_is_who_dovecot_says(tmp_path: Path, text: str, name: str) -> None:
+    """What he may send as stands under that name, however he writes it."""
+    async def play(made: Logins) -> str:
+        async with FakeDovecot(str(tmp_path / "auth"), by_number(text)):
+            found = await made.authenticate(login(), CLIENT)
+            made.close()
+            await asyncio.sleep(0.001)
+            return found[1]
+
+    found, log = run(play, dovecot=str(tmp_path / "auth"))
+    assert found == name
+    assert f"authid={name}, " in log[0]
 
 
 def test_one_connection_for_many_logins_and_another_when_it_is_closed(tmp_path: Path) -> None:
@@ -527,7 +544,7 @@ def test_what_is_no_dovecot(tmp_path: Path, handshake: bytes) -> None:
 
 def test_dovecot_that_is_not_there_or_silent(tmp_path: Path) -> None:
     async def play(made: Logins) -> int:
-        return (await made.authenticate(login(), CLIENT)).code
+        return (await made.authenticate(login(), CLIENT))[0].code
 
     assert run(play, dovecot=str(tmp_path / "none"))[0] == 454
 
@@ -536,7 +553,7 @@ def test_dovecot_that_is_not_there_or_silent(tmp_path: Path) -> None:
             asking = asyncio.ensure_future(made.authenticate(login(), CLIENT))
             await asyncio.sleep(0.01)
             jump(dovecot.TIMEOUT + 1)
-            code = (await asking).code
+            code = (await asking)[0].code
             made.close()
             await asyncio.sleep(0.001)
             return code
@@ -549,7 +566,7 @@ def test_dovecot_says_yes_where_the_file_says_no(keep: Any, tmp_path: Path, pass
 
     async def play(made: Logins) -> list[int]:
         async with FakeDovecot(str(tmp_path / "auth"), lambda words: answer(words)):
-            found = [(await made.authenticate(login(user), CLIENT)).code for user in ("alice", "bob", "carol")]
+            found = [(await made.authenticate(login(user), CLIENT))[0].code for user in ("alice", "bob", "carol")]
             made.close()
             await asyncio.sleep(0.001)
             return found
