@@ -1,7 +1,13 @@
 """The domain of whoever a message says it is from: what DMARC judges and what DKIM signs for. RFC 7489 section 3.1."""
 
+import re
+
 from ..mail import address, headers
 from ..mail.envelope import text
+
+MAX_CLAIMED = 10  # domains
+
+_DOMAIN = re.compile(rb"""@[ \t]*([^][\s<>@(),;:\\"]{1,255})""")
 
 
 def from_domain(head: bytes) -> str:
@@ -15,6 +21,17 @@ def from_domain(head: bytes) -> str:
         return ""
     domains = {to_ascii(text(address.split(spec)[1])) for spec, _, _ in found}
     return domains.pop() if len(domains) == 1 else ""
+
+
+def claimed_domains(head: bytes) -> list[str]:
+    """Domains that a reader might take for that of the author where From does not tell one; MAX_CLAIMED at most."""
+    found: dict[str, None] = {}
+    for name, start, end in headers.scan(head)[0]:
+        if name == b"from":
+            for one in _DOMAIN.findall(head[start:end]):
+                if len(found) < MAX_CLAIMED and (domain := to_ascii(text(one))):
+                    found[domain] = None
+    return list(found)
 
 
 def to_ascii(domain: str) -> str:

@@ -17,7 +17,7 @@ from ..mail.changes import Draft
 from ..net.resolver import Resolver
 from ..smtp.reply import Reply, reply
 from . import Client, Findings, dkim, dmarc, results, spf
-from .author import from_domain
+from .author import claimed_domains, from_domain
 from .dmarc import DmarcResult
 from .lookups import Lookups
 
@@ -64,7 +64,7 @@ class Checks:
             by_dkim = dkim.check(text.head, self._body(draft), lookups)
             passed += [(one.domain, True) for one in by_dkim if one.result == "pass"]
         if by_spf is not None and by_dkim is not None:
-            by_dmarc = dmarc.check(from_domain(text.head), passed, lookups)
+            by_dmarc = self._by_dmarc(text.head, passed, lookups)
             is_unsure = by_spf.result == "temperror" or any(one.result in ("temperror", "neutral") for one in by_dkim)
             if by_dmarc.result == "fail" and is_unsure:  # what could not be found out might have been a pass
                 by_dmarc = DmarcResult("temperror", by_dmarc.domain, by_dmarc.policy)
@@ -73,6 +73,16 @@ class Checks:
         words += [f"dmarc={by_dmarc.result} ({by_dmarc.domain})"] if by_dmarc is not None else []
         return Findings(results.field(self._hostname, by_spf, by_dkim, by_dmarc), self._refusal(by_dmarc),
                         "authentication: " + ", ".join(words))
+
+    def _by_dmarc(self, head: bytes, passed: list[tuple[str, bool]], lookups: Lookups) -> DmarcResult:
+        """Where From has several authors, or is there twice, or cannot be read, the strictest of their domains counts:
+        a reader may show any of them (RFC 7489 section 6.6.1)."""
+        domain = from_domain(head)
+        for other in [] if domain else claimed_domains(head):
+            found = dmarc.check(other, passed, lookups)
+            if found.result == "fail" and found.policy == "reject":
+                return found
+        return dmarc.check(domain, passed, lookups)
 
     def _body(self, draft: Draft) -> bytes:
         """The body; of one that is too large to be checked, so much that this shows."""

@@ -1,7 +1,7 @@
 """DKIM: whose signatures a message bears, and whether they hold. The work is dkimpy's (Debian: python3-dkim).
 
 A signature that covers only the beginning of the body ("l=") proves nothing about the rest, which anybody may have
-added: it does not count ("policy"). Runs in a worker thread, on the whole message in memory, so that only messages up
+added, and one that is made with SHA-1 proves nothing at all: neither counts ("policy"). Runs in a worker thread, on the whole message in memory, so that only messages up
 to MAX_MESSAGE are looked at. Our own signatures are made in auth/signing.py. RFC 6376, 8301, 8463, 8601 section 2.7.1.
 """
 
@@ -74,6 +74,8 @@ def _check(library: Any, message: bytes, number: int, lookups: Lookups) -> DkimR
         result, words = troubles[-1], "no answer from DNS about the key" if troubles[-1] == "temperror" else "no key"
     elif result == "pass" and b"l" in signature:
         result, words = "policy", "covers a part of the body"
+    elif result == "pass" and signature.get(b"a") == b"rsa-sha1":
+        result, words = "policy", "made with SHA-1"
     return DkimResult(result, _text(signature.get(b"d", b"")), _text(signature.get(b"s", b"")), words)
 
 

@@ -47,7 +47,6 @@ Socket local:/run/opendmarc/opendmarc.sock
 PidFile /run/opendmarc/opendmarc.pid
 AuthservID {FQDN}
 IgnoreAuthenticatedClients true
-RequiredHeaders true
 RejectFailures true
 """
 # From the network: $1 subject, $2 "login" or nothing. The reply to the final dot.

@@ -157,6 +157,13 @@ def test_a_signature_of_the_beginning_of_a_body_does_not_count(tmp_path: Path, k
     assert by["dmarc"][0] == "fail"
 
 
+def test_a_signature_made_with_sha1_does_not_count(tmp_path: Path, key: tuple[bytes, str]) -> None:
+    """RFC 8301 section 3.1."""
+    head = signed(HEAD, BODY, key[0], signature_algorithm=b"rsa-sha1")
+    by = read(found(tmp_path, {("sel._domainkey.example.org", "TXT"): [key[1]]}, draft(head)).field)
+    assert by["dkim"][0] == "policy"
+
+
 def test_only_so_many_signatures_are_looked_at(tmp_path: Path, key: tuple[bytes, str]) -> None:
     one = signed(HEAD, BODY, key[0]).removesuffix(HEAD)
     text = found(tmp_path, {}, draft(one * 40 + HEAD)).field
@@ -184,7 +191,11 @@ SPF = {("example.org", "TXT"): ['"v=spf1 ip4:192.0.2.7 -all"'], ("example.com", 
     (b"a@sub.example.org", {"_dmarc.sub.example.org": "v=DMARC1; p=none"}, "pass"),
     (b"a@other.example", {"_dmarc.other.example": "v=DMARC1; p=reject"}, "fail"),
     (b"a@other.example", {}, "none"),
-    (b"a@other.example, b@third.example", {"_dmarc.other.example": "v=DMARC1; p=reject"}, "permerror"),
+    (b"a@other.example, b@third.example", {"_dmarc.other.example": "v=DMARC1; p=reject"}, "fail"),
+    (b"a@other.example, b@third.example", {"_dmarc.third.example": "v=DMARC1; p=quarantine"}, "permerror"),
+    (b"a@example.org, b@third.example", {"_dmarc.example.org": "v=DMARC1; p=reject"}, "permerror"),
+    (b"a@example.org\nFrom: x@other.example", {"_dmarc.other.example": "v=DMARC1; p=reject"}, "fail"),
+    (b"<a@other.example> <x@example.org>", {"_dmarc.other.example": "v=DMARC1; p=reject"}, "fail"),
     (b"a", {}, "permerror"),
 ])
 def test_dmarc(tmp_path: Path, whom: bytes, table: dict[str, str], result: str) -> None:
