@@ -34,6 +34,7 @@ LOOKUPS = 4  # at a time
 LOOKUP_TIME = 30.0  # seconds for one
 KEEP = 5.0  # seconds that a recipient is remembered who was found
 MAX_KEPT = 4096  # recipients remembered at once
+MAX_PORT = 65_535
 
 
 @dataclass(slots=True)
@@ -65,8 +66,8 @@ class Client:
 
     @property
     def as_seen(self) -> auth.Client:
-        """What those who judge mail hear of it."""
-        return auth.Client(self.address, self.port, self.name, not self.is_stranger)
+        """What those who judge mail hear of it; an address without the name of our interface, which they cannot read."""
+        return auth.Client(self.address.partition("%")[0], self.port, self.name, not self.is_stranger)
 
     @property
     def is_stranger(self) -> bool:
@@ -156,7 +157,7 @@ class Policy:
             address = address[5:]
         number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
         try:
-            return self.client(address, number)
+            return self.client(address, number if number <= MAX_PORT else 0)
         except ValueError:
             return None
 

@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 
 from ..auth import Client, Judgement
 from ..config import Config
@@ -135,8 +136,11 @@ class Scanner:
 def client_of(envelope: Envelope) -> Client:
     """From where a message came, as filters are to see it."""
     origin = envelope.origin
-    address = origin.client.strip("[]").removeprefix("IPv6:")
-    return Client(address, 0, "", True) if origin.kind == "smtp" and address else LOCAL
+    try:
+        address = str(ip_address(origin.client.strip("[]").removeprefix("IPv6:").partition("%")[0]))
+    except ValueError:  # "localhost", a socket in the file system; or none
+        return LOCAL
+    return Client(address, 0, "", True) if origin.kind == "smtp" else LOCAL
 
 
 def draft_of(fd: int, envelope: Envelope, offset: int, length: int) -> Draft:

@@ -544,4 +544,16 @@ def test_a_message_of_the_queue_as_it_is_examined(paths: Paths) -> None:
     assert (draft.text.trace, draft.text.head) == (TRACE, HEAD)
     assert b"".join(draft.text.body()) == LARGE
     os.close(fd)
-    assert client_of(ENVELOPE).address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("origin", "address"), [
+    (ENVELOPE.origin, "127.0.0.1"),
+    (Origin("smtp", client="[192.0.2.7]"), "192.0.2.7"),
+    (Origin("smtp", client="[IPv6:2001:db8::7]"), "2001:db8::7"),
+    (Origin("smtp", client="[IPv6:fe80::7%eth0]"), "fe80::7"),
+    (Origin("smtp", client="localhost"), "127.0.0.1"),
+    (Origin("runner"), "127.0.0.1"),
+])
+def test_filters_hear_an_address_that_they_can_read(origin: Origin, address: str) -> None:
+    """libmilter ends a session whose address is none; mail would wait for ever."""
+    assert client_of(replace(ENVELOPE, origin=origin)).address == address

@@ -149,6 +149,12 @@ def test_a_listed_proxy_says_who_its_client_is(policy: Policy) -> None:
     assert (told.address, told.port, told.is_stranger) == ("2001:db8::5", 1234, True)
     assert policy.proxied(proxy, "") is proxy
     assert policy.proxied(proxy, "nonsense") is None
+    assert [getattr(policy.proxied(proxy, "192.0.2.5", port), "port", None) for port in ("65535", "65536", "-1")] == [
+        65535, 0, 0]
+
+
+def test_those_who_judge_mail_hear_an_address_that_they_can_read(policy: Policy) -> None:
+    assert policy.client("fe80::5%eth0", 1).as_seen.address == "fe80::5"
 
 
 # ---- senders
