@@ -1,8 +1,9 @@
 """DKIM: whose signatures a message bears, and whether they hold. The work is dkimpy's (Debian: python3-dkim).
 
 A signature that covers only the beginning of the body ("l=") proves nothing about the rest, which anybody may have
-added, and one that is made with SHA-1 proves nothing at all: neither counts ("policy"). Runs in a worker thread, on the whole message in memory, so that only messages up
-to MAX_MESSAGE are looked at. Our own signatures are made in auth/signing.py. RFC 6376, 8301, 8463, 8601 section 2.7.1.
+added, and one that is made with SHA-1 proves nothing at all: neither counts ("policy"). Runs in a worker thread, on the
+whole message in memory, so that only messages up to MAX_MESSAGE are looked at. Our own signatures are made in
+auth/signing.py. RFC 6376, 8301, 8463, 8601 section 2.7.1.
 """
 
 from dataclasses import dataclass

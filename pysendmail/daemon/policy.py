@@ -66,7 +66,7 @@ class Client:
 
     @property
     def as_seen(self) -> auth.Client:
-        """What those who judge mail hear of it; an address without the name of our interface, which they cannot read."""
+        """What those who judge mail hear of it; an address without an interface of ours."""
         return auth.Client(self.address.partition("%")[0], self.port, self.name, not self.is_stranger)
 
     @property

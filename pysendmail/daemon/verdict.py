@@ -16,9 +16,10 @@ from typing import Any, Self
 from ..deliver.packet import MAX_PACKET, decode, encode
 from ..mail import address
 from ..mail.changes import MAX_ADDED_RECIPIENTS, Draft
-from ..mail.envelope import Envelope, Recipient, raw
+from ..mail.envelope import Envelope, Recipient, raw, read_recipient, recipient_value, text
 from ..mail.headers import MAX_HEADER
 from ..mail.outcome import Outcome, deferred, failed, one_line
+from ..smtp import grammar
 from ..smtp.reply import Reply
 
 MAX_ADDRESSES = 60 * 1024  # characters of all recipients that are added to one message
@@ -60,7 +61,7 @@ class Verdict:
     """What becomes of message n.
 
     outcome: what each recipient gets instead of the message, None = it passes. is_dropped: it goes nowhere. sender:
-    the new one, None = as it was. removed: indexes of recipients; added: addresses. hold: why it is to be held, "" =
+    the new one, None = as it was. removed: indexes of recipients; added: further ones. hold: why it is to be held, "" =
     it is not. text: None = as it was. notes: for the log.
     """
 
@@ -69,7 +70,7 @@ class Verdict:
     is_dropped: bool = False
     sender: str | None = None
     removed: tuple[int, ...] = ()
-    added: tuple[str, ...] = ()
+    added: tuple[Recipient, ...] = ()
     hold: str = ""
     text: NewText | None = None
     notes: tuple[str, ...] = ()
@@ -77,8 +78,8 @@ class Verdict:
     def to_packet(self) -> bytes:
         """Raises ValueError for more than a packet takes."""
         value = {"n": self.n, "outcome": self.outcome.to_json() if self.outcome is not None else None,
-                 "drop": self.is_dropped, "sender": self.sender, "removed": self.removed, "added": self.added,
-                 "hold": self.hold, "notes": [one_line(note) for note in self.notes[:MAX_NOTES]],
+                 "drop": self.is_dropped, "sender": self.sender, "removed": self.removed,
+                 "added": list(map(_written, self.added)), "hold": self.hold, "notes": [one_line(note) for note in self.notes[:MAX_NOTES]],
                  "text": [self.text.top, self.text.head, self.text.body] if self.text is not None else None}
         packet = encode(value)
         if len(packet) > MAX_PACKET:
@@ -100,12 +101,13 @@ class Verdict:
             raise ValueError("not a verdict")
         if len(added) > MAX_ADDED_RECIPIENTS or not all(0 <= index < recipients for index in removed):
             raise ValueError("not recipients")
-        if not all(address.is_valid(raw(one)) for one in (*added, *([sender] if sender else []))):
+        recipients_added = tuple(map(_read_recipient, added))
+        if sender and not address.is_valid(raw(sender)):
             raise ValueError("not an address")
         outcome = None if get("outcome") is None else Outcome.from_json(get("outcome"))
         if outcome is not None and outcome.is_delivered:
             raise ValueError("not a verdict")
-        return cls(_number(get("n")), outcome, get("drop") is True, sender, tuple(removed), tuple(added),
+        return cls(_number(get("n")), outcome, get("drop") is True, sender, tuple(removed), recipients_added,
                    one_line(hold), _read_text(get("text")), tuple(map(one_line, notes[:MAX_NOTES])))
 
     def envelope(self, old: Envelope, *, is_begun: bool) -> Envelope:
@@ -116,7 +118,7 @@ class Verdict:
         """
         kept = old.recipients if is_begun else tuple(
             one for index, one in enumerate(old.recipients) if index not in self.removed)
-        recipients = kept + tuple(map(Recipient, self.added))
+        recipients = kept + self.added
         if not recipients:
             raise ValueError("no recipient is left")
         return replace(old, recipients=recipients, scanned=True, hold=self.hold or old.hold,
@@ -136,6 +138,18 @@ def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
         raise ValueError("not a number")
     return value
+
+
+def _written(one: Recipient) -> str:
+    return text(recipient_value(raw(one.address), ",".join(sorted(one.notify)).encode("ascii"), raw(one.orcpt)))
+
+
+def _read_recipient(value: str) -> Recipient:
+    """The reverse. Raises ValueError."""
+    found = read_recipient(raw(value))
+    if not address.is_valid(raw(found.address)) or (found.orcpt and not grammar.is_orcpt(found.orcpt)):
+        raise ValueError("not a recipient")
+    return found
 
 
 def _read_text(value: Any) -> NewText | None:
@@ -158,12 +172,11 @@ def changed(n: int, old: Draft, new: Draft, text: NewText | None, notes: Sequenc
             del left[0]
         else:
             removed.append(index)
-    added = tuple(one.address for one in left)
-    if sum(map(len, added)) > MAX_ADDRESSES:
+    if sum(len(_written(one)) for one in left) > MAX_ADDRESSES:
         raise ValueError("a filter has added too many recipients")
     sender = new.envelope.sender if new.envelope.sender != old.envelope.sender else None
-    return Verdict(n, None, False, sender, tuple(removed), added, new.envelope.hold if not old.envelope.hold else "",
-                   text, tuple(notes))
+    hold = new.envelope.hold if not old.envelope.hold else ""
+    return Verdict(n, None, False, sender, tuple(removed), tuple(left), hold, text, tuple(notes))
 
 
 def outcome_of(refusal: Reply) -> Outcome:

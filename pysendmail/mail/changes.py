@@ -113,7 +113,11 @@ class ReplaceSender:
 
 @dataclass(frozen=True, slots=True)
 class AddRecipient:
+    """notify, orcpt: as Recipient has them."""
+
     address: str
+    notify: frozenset[str] = frozenset()
+    orcpt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +188,8 @@ class _Editor:
                 self._body = body
             case ReplaceSender(sender):
                 self._envelope = replace(self._envelope, sender=_address(sender) if sender else "")
-            case AddRecipient(whom):
-                self._add_recipient(_address(whom))
+            case AddRecipient(whom, notify, orcpt):
+                self._add_recipient(Recipient(_address(whom), notify, orcpt))
             case RemoveRecipient(whom):
                 self._remove_recipient(whom)
             case Quarantine(reason):
@@ -209,14 +213,14 @@ class _Editor:
         else:
             del block[place]
 
-    def _add_recipient(self, whom: str) -> None:
-        key = _key(whom)
+    def _add_recipient(self, one: Recipient) -> None:
+        key = _key(one.address)
         if any(found == key for found, _ in self._recipients):
             return
         self._added += 1
         if self._added > MAX_ADDED_RECIPIENTS:
             raise BadChange(f"more than {MAX_ADDED_RECIPIENTS} recipients added")
-        self._recipients.append((key, Recipient(whom)))
+        self._recipients.append((key, one))
 
     def _remove_recipient(self, whom: str) -> None:
         key = _key(whom)

@@ -130,6 +130,13 @@ def parse_rcpt(argument: str, extensions: frozenset[str], *, smtputf8: bool = Fa
     address, words = _parse_path(argument, "TO:", "5.1.3")
     if not address:
         raise BadSyntax("a recipient is required", "5.1.3")
+    if not address.isascii() and not smtputf8:
+        raise BadSyntax("a non-ASCII address needs SMTPUTF8", "5.6.7", 553)
+    return address, parse_rcpt_words(words, extensions)
+
+
+def parse_rcpt_words(words: list[str], extensions: frozenset[str]) -> RcptParameters:
+    """What stands behind a recipient. Raises BadSyntax."""
     given = _parse_parameters(words, extensions, {"DSN": "NOTIFY ORCPT"})
     notify: frozenset[str] = frozenset()
     if "NOTIFY" in given:
@@ -139,9 +146,7 @@ def parse_rcpt(argument: str, extensions: frozenset[str], *, smtputf8: bool = Fa
             raise BadSyntax("NOTIFY is not NEVER or a list of SUCCESS, FAILURE, DELAY")
     if "ORCPT" in given and not is_orcpt(given["ORCPT"]):
         raise BadSyntax("ORCPT is not a type and xtext")
-    if not address.isascii() and not smtputf8:
-        raise BadSyntax("a non-ASCII address needs SMTPUTF8", "5.6.7", 553)
-    return address, RcptParameters(notify, given.get("ORCPT", ""))
+    return RcptParameters(notify, given.get("ORCPT", ""))
 
 
 def parse_xclient(argument: str, names: tuple[str, ...]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ..mail import changes
 from ..mail.changes import Change
 from ..mail.envelope import text
 from ..mail.outcome import one_line
+from . import grammar
 from .milter_wire import Action, FilterError, read_number, read_texts
 from .reply import Reply, ReplyReader, reply
 from .wire import RemoteError
@@ -96,10 +97,16 @@ def _change(letter: bytes, data: bytes) -> Change:
         raise FilterError("a change without what it is about")
     if letter == b"q":
         return changes.Quarantine(text(words[0]))
-    whom = _path(words[0])  # what is behind it, parameters of MAIL or RCPT, is nothing that we could act on
+    whom = _path(words[0])
     if letter == b"e":
-        return changes.ReplaceSender(whom)
-    return changes.RemoveRecipient(whom) if letter == b"-" else changes.AddRecipient(whom)
+        return changes.ReplaceSender(whom)  # parameters of MAIL, behind it, are nothing that we could act on
+    if letter == b"-":
+        return changes.RemoveRecipient(whom)
+    try:
+        asked = grammar.parse_rcpt_words(text(b" ".join(words[1:])).split(), frozenset(("DSN",)))
+    except grammar.BadSyntax as problem:
+        raise FilterError(f"it adds a recipient with {problem}")
+    return changes.AddRecipient(whom, asked.notify, asked.orcpt)
 
 
 def _path(word: bytes) -> str:

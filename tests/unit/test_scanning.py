@@ -128,12 +128,14 @@ def test_what_passes_is_queued_anew_with_changes_and_mark(paths: Paths) -> None:
         return message, host.text(message)
 
     said = (packet(b"h", b"X-Seen\0yes\0") + packet(b"i", b"\0\0\0\0X-Top\0yes\0") + packet(b"e", b"<>\0")
-            + packet(b"-", b"<bob@host.example>\0") + packet(b"+", b"<dave@host.example>\0") + packet(b"c"))
+            + packet(b"-", b"<bob@host.example>\0") + packet(b"2", b"<dave@host.example>\0NOTIFY=NEVER\0")
+            + packet(b"c"))
     (message, text), (one,), host = run(paths, [by_letter({b"E": said})], play)
     assert text == b"X-Top: yes\n" + TRACE + HEAD + b"X-Seen: yes\n\n" + BODY
     assert message.envelope.scanned
     assert message.envelope.sender == ""
-    assert [r.address for r in message.envelope.recipients] == ["carol@host.example", "dave@host.example"]
+    assert message.envelope.recipients == (
+        Recipient("carol@host.example"), Recipient("dave@host.example", frozenset(("never",))))
     assert message.envelope.origin == ORIGIN
     assert os.stat(host.queue.path(message)).st_mtime == 1e9
     assert not host.scanning.wants(message)
@@ -451,7 +453,8 @@ def test_a_filter_that_is_silent_about_one_message_does_not_stop_the_others(path
 # ---- packets
 
 def test_a_verdict_comes_back_as_it_went() -> None:
-    one = Verdict(7, None, False, "", (0, 2), ("x@y.example", "ä@y.example"), "odd", NewText(1, 2, 3), ("a", "b"))
+    added = (Recipient("x@y.example", frozenset(("failure", "delay")), "rfc822;z@y.example"), Recipient("ä@y.example"))
+    one = Verdict(7, None, False, "", (0, 2), added, "odd", NewText(1, 2, 3), ("a", "b"))
     assert Verdict.from_packet(one.to_packet(), 3) == one
     refused = Verdict(8, failed("5.7.1", "no"))
     assert Verdict.from_packet(refused.to_packet(), 1) == refused
@@ -483,6 +486,14 @@ def test_what_was_changed_in_the_recipients_can_be_told(old: list[str], kept: li
         assert [one.address for one in found.envelope(drafts(old, new)[0].envelope, is_begun=False).recipients] == new
 
 
+@pytest.mark.parametrize("added", [
+    "", "- -", "sometimes - a@b.example", "- - a\nb@c.example", "- rfc822;x\ny a@b.example", "- rfc822; a@b.example"])
+def test_what_is_no_recipient_is_not_added(added: str) -> None:
+    packet = json.loads(Verdict(1).to_packet()) | {"added": [added]}
+    with pytest.raises(ValueError):
+        Verdict.from_packet(json.dumps(packet).encode(), 1)
+
+
 @given(st.binary(max_size=300))
 def test_no_packet_of_a_scanner_makes_the_runner_fail(data: bytes) -> None:
     for one in (data, b'{"n":1,' + data + b"}"):
@@ -506,9 +517,9 @@ def test_no_object_of_a_scanner_makes_the_runner_fail(value: dict[str, Any]) -> 
 
 
 def test_too_much_for_a_packet() -> None:
-    many = tuple(f"user{n}@{'x' * 200}.example" for n in range(900))
+    many = [f"user{n}@{'x' * 200}.example" for n in range(900)]
     with pytest.raises(ValueError):
-        Verdict(1, added=many).to_packet()
+        Verdict(1, added=tuple(map(Recipient, many))).to_packet()
     with pytest.raises(ValueError):
         changed(1, *drafts(["a"], ["a", *many]), None, ())
 
