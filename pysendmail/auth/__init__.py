@@ -99,6 +99,9 @@ class Examination(Protocol):
     async def recipient(self, recipient: Recipient) -> Reply | None:
         """RCPT, after it has been found that this recipient is one."""
 
+    async def refused(self, recipient: Recipient, refusal: Reply) -> None:
+        """RCPT that others have refused: who counts such things may want to know."""
+
     async def judge(self, draft: Draft) -> Judgement:
         """The whole message, before its 250. Of a draft that is refused or dropped nothing is to be queued."""
 

@@ -100,13 +100,15 @@ class Session:
         return _reply(await self._chain.sender(address, grammar.mail_words(parameters)))
 
     async def recipient(self, recipient: Recipient) -> Reply | None:
-        address = recipient.address
-        self._recipients.add(address)
+        self._recipients.add(recipient.address)
         if self._chain is None:
             return None
-        self._chain.macros.update(_path_macros("rcpt", address))
-        parameters = RcptParameters(recipient.notify, recipient.orcpt if grammar.is_orcpt(recipient.orcpt) else "")
-        return _reply(await self._chain.recipient(address, grammar.rcpt_words(parameters)))
+        self._chain.macros.update(_path_macros("rcpt", recipient.address))
+        return _reply(await self._chain.recipient(recipient.address, _words(recipient)))
+
+    async def refused(self, recipient: Recipient, refusal: Reply) -> None:
+        if self._chain is not None:
+            await self._chain.refused(recipient.address, _words(recipient), refusal)
 
     def drop(self) -> None:
         self._sender = None
@@ -208,6 +210,11 @@ def _parameters(envelope: Envelope) -> MailParameters:
     """As the client of a message, by whatever door it came, would have said them."""
     envid = envelope.envid if grammar.is_envid(envelope.envid) else ""
     return MailParameters(body=envelope.body, smtputf8=envelope.smtputf8, ret=envelope.ret, envid=envid)
+
+
+def _words(recipient: Recipient) -> list[str]:
+    orcpt = recipient.orcpt if grammar.is_orcpt(recipient.orcpt) else ""
+    return grammar.rcpt_words(RcptParameters(recipient.notify, orcpt))
 
 
 def _path_macros(what: str, whom: str) -> dict[str, str]:

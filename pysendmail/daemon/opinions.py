@@ -161,7 +161,7 @@ class Opinions:
         opinion = self._policy.recipient(client, origin.auth, recipient.address, may_relay=may_relay)
         asks_dns = reception.inquiries is not None and bool(reception.config.smtpd.dnsbl)
         is_asked = client.is_stranger and not origin.auth and (bool(reception.servers) or asks_dns)
-        if isinstance(opinion, Refusal) or (self._examination is None and not is_asked):
+        if self._examination is None and (isinstance(opinion, Refusal) or not is_asked):
             return opinion
         return self._recipient_later(opinion, recipient, origin, arrival, is_asked=is_asked)
 
@@ -173,9 +173,12 @@ class Opinions:
             if standing.listed and split(recipient.address)[0].lower() not in ALWAYS_REACHED:
                 return listed(standing)
             refusal = await self._ask_servers(recipient, origin, arrival)
-        if refusal is None and self._examination is not None:
-            return _of(await self._examination.recipient(recipient), "check_rcpt")
-        return refusal
+        if self._examination is None:
+            return refusal
+        if refusal is not None:
+            await self._examination.refused(recipient, refusal.reply)
+            return refusal
+        return _of(await self._examination.recipient(recipient), "check_rcpt")
 
     async def _ask_servers(self, recipient: Recipient, origin: Origin, arrival: Arrival) -> Refusal | None:
         events = self._reception.events

@@ -79,7 +79,8 @@ class Verdict:
         """Raises ValueError for more than a packet takes."""
         value = {"n": self.n, "outcome": self.outcome.to_json() if self.outcome is not None else None,
                  "drop": self.is_dropped, "sender": self.sender, "removed": self.removed,
-                 "added": list(map(_written, self.added)), "hold": self.hold, "notes": [one_line(note) for note in self.notes[:MAX_NOTES]],
+                 "added": list(map(_written, self.added)), "hold": self.hold,
+                 "notes": [one_line(note) for note in self.notes[:MAX_NOTES]],
                  "text": [self.text.top, self.text.head, self.text.body] if self.text is not None else None}
         packet = encode(value)
         if len(packet) > MAX_PACKET:

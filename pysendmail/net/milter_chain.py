@@ -2,6 +2,7 @@
 
     chain = Chain(terms, facts, note)
     await chain.connected(...), hello(...), sender(...), recipient(...)     an Answer each, for what has just happened
+    await chain.refused(...)                                                a recipient whom others have refused
     await chain.examine(draft)                                              (Answer, the message as it is now)
     chain.drop(), chain.close()                                             the message is void; the session is over
 
@@ -24,7 +25,7 @@ from ..mail.envelope import raw
 from ..mail.outcome import one_line
 from ..smtp.milter_replies import Answer, Verdict
 from ..smtp.milter_wire import MAX_CHUNK, FilterError, Stage, texts
-from ..smtp.reply import reply
+from ..smtp.reply import Reply, reply
 from ..smtp.wire import PipeLines
 from .milter import CONTINUE, Filter, FilterGone, Limits, meet
 
@@ -111,6 +112,23 @@ class Chain:
             for link in self._links:
                 link.told = min(link.told, len(self._events))
         return answer
+
+    async def refused(self, address: str, parameters: Iterable[str], refusal: Reply) -> None:
+        """A recipient that others have refused, for filters that want to hear of it: what they say changes nothing for
+        him. They know him by his macros (libmilter's SMFIP_RCPT_REJ)."""
+        macros = {**self.macros, "{rcpt_mailer}": "error", "{rcpt_host}": refusal.status, "{rcpt_addr}": refusal.words}
+        for link in self._links:
+            is_there = link.filter is not None and link.failed is None and link.told == len(self._events)
+            if link.filter is None or not is_there or not link.filter.terms.hears_refused:
+                continue
+            try:
+                answer = await link.filter.ask(Stage.RCPT, path_data(address, parameters), macros)
+            except FilterError as error:
+                self._failed(link, error)
+                continue
+            if answer.verdict in (Verdict.DISCARD, Verdict.SHUT_DOWN):
+                self._conclude(link, Stage.RCPT, answer)
+                return
 
     async def _happened(self, stage: Stage, data: bytes) -> Answer:
         self._events.append(_Event(stage, data, dict(self.macros)))

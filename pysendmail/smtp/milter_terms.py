@@ -72,6 +72,11 @@ class Terms:
         return self.wanted.get(stage, MACROS.get(stage, ()))
 
     @property
+    def hears_refused(self) -> bool:
+        """Whether the filter wants to be told of recipients that others have refused."""
+        return bool(self.options & Option.REJECTED_RCPT)
+
+    @property
     def keeps_blank(self) -> bool:
         """Whether the blank behind a field's colon is part of its value."""
         return bool(self.options & Option.LEADING_BLANK)

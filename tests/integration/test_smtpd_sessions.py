@@ -341,6 +341,9 @@ class Examination:
         self._note(f"recipient {recipient.address}")
         return reply(450, "4.7.1", "greylisted") if recipient.address.startswith("bob@") else None
 
+    async def refused(self, recipient: Recipient, refusal: Reply) -> None:
+        self._note(f"refused {recipient.address} {refusal.status}")
+
     async def judge(self, draft: Draft) -> Judgement:
         head = draft.text.head
         self._note(f"judge {len(draft.envelope.recipients)} {sum(map(len, draft.text.body()))}")
@@ -394,12 +397,13 @@ def test_whoever_examines_mail_hears_everything_in_order(judged: Door, notes: Pa
         client.hello()
         assert client.mail(ALICE, text=b"Subject: x\n\nHello.\n").startswith("250 2.0.0")
         client.cmd("MAIL FROM:<a@example.org>")
+        assert client.cmd("RCPT TO:<nobody@server.example>").startswith("550 5.1.1")
         client.cmd("RSET")
         client.cmd("QUIT")
     until(lambda: "close" in notes.read_text(), "it hears of the end")
     assert notes.read_text().split("\n")[:-1] == [
         f"begin {STRANGER} False", "hello client.example", "sender a@example.org client.example", f"recipient {ALICE}",
-        "judge 1 7", "sender a@example.org client.example", "drop", "close"]
+        "judge 1 7", "sender a@example.org client.example", "refused nobody@server.example 5.1.1", "drop", "close"]
     (found,) = judged.taken()
     assert found.envelope.scanned
 

@@ -165,6 +165,31 @@ def test_a_refused_recipient_leaves_the_others(tmp_path: Path) -> None:
     assert found == [CONTINUE, CONTINUE, CONTINUE, Answer(Verdict.REJECT, REJECTED), CONTINUE, CONTINUE]
 
 
+@pytest.mark.parametrize(("said", "verdict"), [
+    (packet(b"c"), Verdict.CONTINUE), (packet(b"r"), Verdict.CONTINUE), (packet(b"a"), Verdict.CONTINUE),
+    (packet(b"d"), Verdict.DISCARD), (packet(b"4"), Verdict.SHUT_DOWN), (packet(b"z"), Verdict.TEMPFAIL)])
+def test_who_wants_to_hears_of_recipients_that_others_refuse(tmp_path: Path, said: bytes, verdict: Verdict) -> None:
+    answers = by_letter({}, terms=agreement(options=0x800))
+
+    def counts(letter: bytes, data: bytes) -> bytes:
+        return said if (letter, data[:3]) == (b"R", b"<no") else answers(letter, data)
+
+    async def play(chain: Chain) -> Verdict:
+        await chain.connected("x", "192.0.2.7", 1)
+        await chain.sender("a@example.org")
+        await chain.refused("nobody@example.org", ["NOTIFY=NEVER"], reply(550, "5.1.1", "unknown user"))
+        await chain.recipient("b@example.org")
+        return (await chain.examine(DRAFT))[0].verdict
+
+    found, (one, two), _ = run(tmp_path, [counts, by_letter({})], play)
+    assert found is verdict
+    assert one.data(b"R")[0] == b"<nobody@example.org>\0NOTIFY=NEVER\0"
+    assert (b"Ri\0ABC\0{rcpt_addr}\x00550 5.1.1 unknown user\0{rcpt_host}\x005.1.1\0{rcpt_mailer}\0error\0"
+            in one.data(b"D"))
+    assert b"<nobody@example.org>\0" not in two.data(b"R")
+    assert ("E" in two.letters()) is (verdict is Verdict.CONTINUE)
+
+
 def test_a_refused_session_stays_refused_and_a_refused_message_does_not(tmp_path: Path) -> None:
     async def messages(chain: Chain) -> list[Verdict]:
         await chain.connected("x", "192.0.2.7", 1)
