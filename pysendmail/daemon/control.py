@@ -32,7 +32,7 @@ MAX_REQUEST = 256 * 1024  # bytes
 MAX_CLIENTS = 32
 MAX_CLIENTS_PER_USER = 4
 IDLE = 30.0  # seconds for the request to come
-SESSION = 300.0  # seconds in all
+SESSION = 300.0  # seconds in all, or since the last changes
 BYTES_AT_ONCE = 64 * 1024  # written together
 ITEMS_AT_ONCE = 100  # listed before others are served
 CHANGES_AT_ONCE = 20  # made before others are served
@@ -139,7 +139,8 @@ class ControlProtocol(asyncio.Protocol):
         self._door = door
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._timers: list[asyncio.TimerHandle] = []
+        self._idle: asyncio.TimerHandle | None = None
+        self._session: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._may_write = asyncio.Event()
         self._uid = -1
@@ -150,11 +151,18 @@ class ControlProtocol(asyncio.Protocol):
         self._transport = transport
         self._uid = peer_uid(transport.get_extra_info("socket"))
         self._may_write.set()
-        loop = asyncio.get_running_loop()
-        self._timers = [loop.call_later(IDLE, self._late), loop.call_later(SESSION, transport.abort)]
+        self._idle = asyncio.get_running_loop().call_later(IDLE, self._late)
+        self._limit()
         self._is_counted = self._door.clients.enter(self._uid)
         if not self._is_counted:
             self._fail(EX_TEMPFAIL, "too many questions at once, ask again later")
+
+    def _limit(self) -> None:
+        """From now on it may take SESSION seconds."""
+        assert self._transport is not None
+        if self._session is not None:
+            self._session.cancel()
+        self._session = asyncio.get_running_loop().call_later(SESSION, self._transport.abort)
 
     def _late(self) -> None:
         if self._task is None:
@@ -291,15 +299,16 @@ class ControlProtocol(asyncio.Protocol):
                       request: dict[str, Any]) -> None:
         if not self._door.may_all(self._uid):
             raise BadRequest(EX_NOPERM, f"only root may {verb} messages")
-        done, is_dry = 0, bool(request.get("dry_run"))
-        why = one_line(str(request.get("why") or ""))
-        chosen = [item_of(line) async for line in self._matching(asked, wanted)]
-        for number, item in enumerate(chosen, start=1):
+        seen = done = 0
+        is_dry, why = bool(request.get("dry_run")), one_line(str(request.get("why") or ""))
+        async for line in self._matching(asked, wanted):  # each is changed before the next is looked at: no list of all
+            item = item_of(line)
             result = "" if is_dry else self._door.change(verb, item["id"], why)
             self._write({"item": item | {"result": result or "ok"}})
-            done += not result
-            if number % CHANGES_AT_ONCE == 0:
+            seen, done = seen + 1, done + (not result)
+            if seen % CHANGES_AT_ONCE == 0:
                 await self._give_way()
+                self._limit()  # 100,000 changes may take longer
         self._write({"end": {"count": done}})
 
     def _write(self, value: dict[str, Any]) -> None:
@@ -321,8 +330,9 @@ class ControlProtocol(asyncio.Protocol):
         self._may_write.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in self._timers:
-            timer.cancel()
+        for timer in (self._idle, self._session):
+            if timer is not None:
+                timer.cancel()
         self._may_write.set()
         if self._task is not None:
             self._task.cancel()

@@ -314,6 +314,24 @@ def test_dry_run_changes_nothing(served: Served) -> None:
     assert served.places == {found: "cur"}
 
 
+def test_changes_of_many_need_no_list_of_all_and_are_not_cut_off(
+        served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bob", "carol", "dave"):
+        served.waiting(name)
+    seen: list[str] = []
+
+    def watch(place: Any, name: str) -> None:
+        original = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args: seen.append(name) or original(*args))
+
+    monkeypatch.setattr(control, "CHANGES_AT_ONCE", 1)
+    watch(control.ControlProtocol, "_limit")
+    watch(control.ControlDoor, "_line")
+    watch(control.ControlDoor, "change")
+    assert served.one("delete", filter={})[-1] == {"end": {"count": 3}}
+    assert seen == ["_limit", *["_line", "change", "_limit"] * 3]
+
+
 def test_change_of_what_is_in_work_is_refused(served: Served) -> None:
     found = served.running.submit("bob")
     line = served.one("delete", filter={"id": found})[0]
