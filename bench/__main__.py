@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from . import figures
@@ -14,12 +14,12 @@ from .disk import Disk
 from .figures import Figures, Sample
 from .hosts import CACHE, Failed, Host, Postfix, Pysendmail
 from .network import NotSent
-from .peers import IN, PEERS
+from .peers import BESIDES, PEERS
 from .size import QUICK, Size
 from .workloads import WORKLOADS
 
 SETTLING = 2.0  # seconds between workloads, for the disk
-TROUBLE = (Failed, NotSent, NotImplementedError, AssertionError, OSError, subprocess.SubprocessError)
+TROUBLE = (Failed, NotSent, AssertionError, OSError, subprocess.SubprocessError)
 
 
 def arguments() -> argparse.Namespace:
@@ -43,23 +43,31 @@ def arguments() -> argparse.Namespace:
 def measure(hosts: list[Host], workloads: list[str], rounds: int, size: Size, results: Figures, *,
             is_all: bool) -> None:
     """Each workload on each host in turn, round by round. is_all: also where peers.py does not ask for it."""
+    begin = time.monotonic()
     for number in range(1, rounds + 1):
         for name in workloads:
             for host in hosts:
-                if not is_all and host.label in PEERS and host.label not in IN.get(name, ()):
-                    continue
-                time.sleep(SETTLING)
-                try:
-                    if host.label in PEERS:
-                        host.start()
-                    for figure, value in WORKLOADS[name](host, size):
-                        results.add(Sample(name, figure, host.label, number, value))
-                except TROUBLE as problem:
-                    print(f"bench: {name} on {host.label}, round {number}: {problem}", flush=True)
-                finally:
-                    if host.label in PEERS:  # what it has left undone shall not disturb the others
-                        host.stop()
-            print(f"bench: round {number} of {rounds}: {name} done", flush=True)
+                if is_all or host.label not in PEERS or name in BESIDES:
+                    time.sleep(SETTLING)
+                    measure_one(host, name, number, size, results)
+            print(f"bench: round {number} of {rounds}: {name} done, {time.monotonic() - begin:.0f} s since the start",
+                  flush=True)
+
+
+def measure_one(host: Host, workload: str, number: int, size: Size, results: Figures) -> None:
+    """One workload on one host. A failure is told, and what it has left undone is thrown away."""
+    try:
+        if host.label in PEERS:
+            host.start()
+        for figure, value in WORKLOADS[workload](host, size):
+            results.add(Sample(workload, figure, host.label, number, value))
+    except TROUBLE as problem:
+        print(f"bench: {workload} on {host.label}, round {number}: {problem}", flush=True)
+        with suppress(*TROUBLE):  # already told
+            host.forget()
+    finally:
+        if host.label in PEERS:  # it shall not disturb the others
+            host.stop()
 
 
 def conditions(disk: Path) -> str:
@@ -89,8 +97,8 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended"))  # no Debian and no mount stays behind
     workloads = given.workload or list(WORKLOADS)
-    asked = given.only or [figures.OURS, figures.THEIRS, *(
-        label for label in PEERS if any(label in IN.get(name, ()) for name in workloads))]
+    asked = given.only or [figures.OURS, figures.THEIRS,
+                           *(PEERS if set(workloads) & set(BESIDES) else ())]
     with ExitStack() as stack:
         if given.log is not None:
             results.log = stack.enter_context(given.log.open("a"))

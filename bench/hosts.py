@@ -48,6 +48,7 @@ class Host:
     service = ""
     unit = re.compile("")
     flush: tuple[str, ...] = ("sendmail", "-q")  # try everything now
+    spool: tuple[str, ...] = ()  # directories with what waits
 
     def __init__(self, suite: str) -> None:
         self.suite = suite
@@ -120,6 +121,12 @@ class Host:
 
     def start(self, *, wait: bool = True) -> None:
         self.debian.run("systemctl", *([] if wait else ["--no-block"]), "start", self.service)
+
+    def forget(self) -> None:
+        """Throw away what has been left undone, so that it does not disturb what comes next."""
+        self.stop()
+        self.debian.run("find", *self.spool, "-type", "f", "-delete", check=False)
+        self.start()
 
     def use(self, kind: str) -> None:
         """Deliver to this kind of mailbox from now on; mailboxes are empty afterwards."""
@@ -194,6 +201,7 @@ class Pysendmail(Host):
 
     label = figures.OURS
     service = "pysendmail.service"
+    spool = tuple(f"/var/spool/pysendmail/{name}" for name in ("drop", "smtp", "intake", "queue"))
     unit = re.compile(r"/pysendmail\.service(/|$)", re.MULTILINE)
 
     def __init__(self, suite: str, package: Path) -> None:
@@ -256,6 +264,8 @@ class Postfix(Host):
     label = figures.THEIRS
     service = "postfix.service"
     flush = ("postqueue", "-f")
+    spool = tuple(f"/var/spool/postfix/{name}" for name in ("maildrop", "incoming", "active", "deferred", "defer",
+                                                           "bounce", "trace"))
     unit = re.compile(r"/postfix(@[^/]*)?\.service(/|$)", re.MULTILINE)
 
     def recipe(self) -> str:

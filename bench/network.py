@@ -15,7 +15,8 @@ from typing import IO
 from tests.e2e.debian import PATH
 
 HERE, FAR, NETWORK = "10.98.0.2", "10.98.0.1", "10.98.0.0/24"
-SENDER, RECIPIENT = "sender@far.example.test", "someone@far.example.test"
+FAR_NAME = "far.example.test"
+SENDER, RECIPIENT = f"sender@{FAR_NAME}", f"someone@{FAR_NAME}"
 CABLE = "bench0"
 MESSAGE = 4096  # bytes
 SESSIONS = 10
@@ -65,7 +66,7 @@ class Network:
         lasting: sessions are kept for further messages. Several recipients get the same number each, one after the
         other as sessions become free.
         """
-        source = ["smtp-source", *(["-d"] if lasting else []), "-l", str(size), "-f", SENDER, "-M", "far.example.test"]
+        source = ["smtp-source", *(["-d"] if lasting else []), "-l", str(size), "-f", SENDER, "-M", FAR_NAME]
         if len(recipients) == 1:
             source += ["-s", str(min(SESSIONS, count)), "-m", str(count), "-t", recipients[0], f"{HERE}:25"]
         else:
@@ -104,11 +105,11 @@ class Source:
         self._process.wait()
         self._log.close()
 
-    def wait(self, each: Callable[[], None], pause: float) -> float:
-        """Until all is accepted; how many seconds that took since the start. Raises NotSent."""
+    def wait(self, each: Callable[[], None], pause: float, limit: float = LIMIT) -> float:
+        """Until all is accepted; how many seconds that took since the start. Raises NotSent, TimeoutError."""
         while self._process.poll() is None:
-            if time.monotonic() - self._begin > LIMIT:
-                raise NotSent(f"not accepted within {LIMIT:g} s")
+            if time.monotonic() - self._begin > limit:
+                raise TimeoutError(f"not accepted within {limit:g} s")
             each()
             time.sleep(pause)
         took = time.monotonic() - self._begin

@@ -180,6 +180,10 @@ class Events:
         self.counts["refused"] += 1
         self._log(WARNING, f"NOQUEUE: {shown(what)}: {shown(reason)}")
 
+    def shook_hands(self, words: str) -> None:
+        """There is TLS with a host that gets mail, or it did not work. words: relay= and what sendmail says then."""
+        self._log(INFO, f"STARTTLS=client, {shown(words, MAX_LINE)}")
+
     def noted(self, queue_id: str, text: str) -> None:
         self._log(INFO, f"{queue_id}: {shown(text, MAX_LINE)}")
 

@@ -55,7 +55,7 @@ class Means:
 
     find: Callable[[str, Sequence[str]], Awaitable[Found]]
     terms: Callable[[Place], Awaitable[Terms | Result]]
-    opened: Callable[[Place], None]
+    opened: Callable[[Session], None]
     failed: Callable[[Place, NotOpened, float], None]
     avoided: Callable[[Place], bool]
     answer: Callable[[Answer], None]
@@ -351,7 +351,7 @@ class Destination:
         began = self._loop.time()
         opened = await remote.open_session(place, terms)
         if isinstance(opened, Session):
-            self._means.opened(place)
+            self._means.opened(opened)
             return opened
         self._means.failed(place, opened, self._loop.time() - began)
         options = terms.options

@@ -18,13 +18,14 @@ import os
 import random
 import resource
 import socket
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..auth.signing import Sign
 from ..config import Config
-from ..deliver.remote import NotOpened, Terms
+from ..deliver.remote import NotOpened, Session, Terms
 from ..deliver.shipment import MAX_BATCH, MAX_NOTES, Answer, Shipment, answer_packets, read_shipments
 from ..mail.masquerade import Masquerade
 from ..mail.outcome import deferred
@@ -94,6 +95,7 @@ class Relay:
         self._answers: list[Answer] = []
         self._is_flush_due = False
         self._faults: list[str] = []  # of ours, to be told with the next answer
+        self._handshakes: deque[str] = deque(maxlen=MAX_REMEMBERED)  # likewise
         self._means = self._make_means(config, sign)
         self._channel = Channel(loop, channel, self._take, MAX_BATCH)
         self.ended = self._channel.ended
@@ -159,6 +161,9 @@ class Relay:
         if self._faults:
             answer = replace(answer, notes=(*answer.notes, *self._faults))
             self._faults.clear()
+        if self._handshakes:
+            told = [self._handshakes.popleft() for _ in range(min(MAX_NOTES, len(self._handshakes)))]
+            answer = replace(answer, handshakes=tuple(told))
         self._answers.append(answer)
         if not self._is_flush_due:
             self._is_flush_due = True
@@ -214,13 +219,16 @@ class Relay:
         options = Options(self._hostname, peer, place.is_lmtp, usage, place.is_encrypted, credentials, is_near)
         return Terms(options, context, place.server_name, self._world.timeouts)
 
-    def _opened(self, place: Place) -> None:
-        self._avoided.pop(place, None)
+    def _opened(self, session: Session) -> None:
+        self._avoided.pop(session.place, None)
+        if session.tls:
+            self._handshakes.append(f"relay={session.place}, {session.tls}")
 
     def _failed(self, place: Place, failure: NotOpened, took: float) -> None:
         if failure.result.scope is Scope.LOGIN:
             self._login.forget()
         elif failure.has_broken_tls and not place.is_encrypted:
+            self._handshakes.append(f"relay={place}, error: connect failed: {failure.result.outcome.reason}")
             _remember(self._in_the_clear, place, self._loop.time() + CLEAR_FOR)
         elif took >= SLOW:
             _remember(self._avoided, place, self._loop.time() + AVOIDED_FOR)

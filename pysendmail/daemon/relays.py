@@ -107,6 +107,8 @@ class Relays:
     def answered(self, job: Job, answer: Answer) -> None:
         for note in answer.notes:
             self._events.warned(f"{job.shipment.queue_id}: {note}")
+        for handshake in answer.handshakes:
+            self._events.shook_hands(handshake)
         lane = job.lane
         due = 0.0
         if lane is not None:

@@ -108,7 +108,7 @@ async def open_session(place: Place, terms: Terms) -> "Session | NotOpened":
 
 
 class Session(asyncio.Protocol):
-    """One connection. place: where it leads. messages: how many it has been given. tls: version and cipher, or ""."""
+    """One connection. place: where it leads. messages: how many it has been given. tls: as the log has it, or ""."""
 
     def __init__(self, place: Place, terms: Terms) -> None:
         self.place = place

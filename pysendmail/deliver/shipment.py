@@ -149,6 +149,7 @@ class Answer:
     dsn_is_passed: who was told "delivered" will be told the rest by that host; False = it does not know that anybody
     wants to hear, so that success has to be reported as "relayed" from here (RFC 3461 section 5.2.2). is_tried: a
     host was asked; False = it was put off unseen. notes: lines for the log.
+    handshakes: what became of TLS with hosts since the last answer, for the log.
     """
 
     n: int
@@ -158,6 +159,7 @@ class Answer:
     dsn_is_passed: bool = False
     is_tried: bool = True
     notes: tuple[str, ...] = ()
+    handshakes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         outcomes = [outcome.to_json() for outcome in self.outcomes]
@@ -172,8 +174,9 @@ class Answer:
             found["dsn"] = True
         if not self.is_tried:
             found["unseen"] = True
-        if self.notes:
-            found["notes"] = [one_line(note) for note in self.notes[:MAX_NOTES]]
+        for name, lines in (("notes", self.notes), ("tls", self.handshakes)):
+            if lines:
+                found[name] = [one_line(line) for line in lines[:MAX_NOTES]]
         return found
 
     @classmethod
@@ -182,15 +185,20 @@ class Answer:
         if not isinstance(value, dict):
             raise ValueError("not an answer")
         get = value.get
-        count, outcomes, notes, relay = _number(get("count")), get("o"), get("notes", []), get("relay", "")
+        count, outcomes, relay = _number(get("count")), get("o"), get("relay", "")
         if not (isinstance(outcomes, list) and 0 < count <= MAX_RECIPIENTS and len(outcomes) in (1, count)
-                and isinstance(notes, list) and all(isinstance(note, str) for note in notes)
                 and isinstance(relay, str) and get("state", FINE) in STATES):
             raise ValueError("not an answer")
         found = tuple(map(Outcome.from_json, outcomes))
         return cls(_number(get("n")), found if len(found) == count else found * count, one_line(relay, 255),
                    get("state", FINE), get("dsn") is True, get("unseen") is not True,
-                   tuple(map(one_line, notes[:MAX_NOTES])))
+                   _lines(get("notes", [])), _lines(get("tls", [])))
+
+
+def _lines(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise ValueError("not lines")
+    return tuple(map(one_line, value[:MAX_NOTES]))
 
 
 def shipments_packet(shipments: Iterable[tuple[Shipment, int]]) -> bytes:

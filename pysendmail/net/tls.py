@@ -66,9 +66,10 @@ def words_of(trouble: Exception) -> str:
 
 
 def described(get_extra_info: Callable[[str], object]) -> str:
-    """Version and cipher of a transport, such as "TLSv1.3 TLS_AES_256_GCM_SHA384"; "" without TLS."""
+    """TLS of a transport, for the log, in sendmail's words; "" without TLS. verify=NOT: nobody has looked."""
     found = get_extra_info("ssl_object")
     if not isinstance(found, ssl.SSLObject):
         return ""
-    cipher = found.cipher()
-    return f"{found.version() or 'TLS'} {cipher[0] if cipher else ''}".strip()
+    cipher, _, bits = found.cipher() or ("", "", 0)
+    verified = "NOT" if found.context.verify_mode is ssl.CERT_NONE else "OK"
+    return f"version={found.version() or 'TLS'}, verify={verified}, cipher={cipher}, bits={bits}/{bits}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def test_what_is_offered_is_used(policy: str, certificate: tuple[Path, ssl.SSLCo
         (answer,) = run(sink, tls=policy, ca_file=str(ca))
     assert statuses(answer) == ["2.0.0"]
     assert [one.is_encrypted for one in sink.envelopes] == [True]
+    (told,) = answer.handshakes
+    verified = "OK" if policy == "verify" else "NOT"
+    assert re.fullmatch(rf"relay={NAME} \[127\.0\.0\.1\], version=TLSv1\.3, verify={verified}, cipher=\w+, "
+                        r"bits=(\d+)/\1", told)
     verbs = [line.split(" ")[0] for line in sink.commands("")]
     assert verbs[:6] == ["EHLO", "STARTTLS", "EHLO", "MAIL", "RCPT", "DATA"]
 
@@ -89,6 +94,9 @@ def test_tls_that_does_not_work_is_done_without_where_nobody_asks_for_it() -> No
     with Sink(offers=(*OFFERS, TLS), replies=BROKEN) as sink:
         answers = run(sink, tls="may", times=2, as_mx=True)
     assert [statuses(answer) for answer in answers] == [["2.0.0"], ["2.0.0"]]
+    (told,) = answers[0].handshakes
+    assert told.startswith(f"relay={NAME} [127.0.0.1], error: connect failed: ")
+    assert not answers[1].handshakes
     assert len(sink.sessions) == 3
     assert sink.commands("STARTTLS") == ["STARTTLS"]
 

@@ -205,6 +205,16 @@ def test_notes_of_a_relay_are_logged_with_the_message() -> None:
     run(scenario)
 
 
+def test_what_became_of_tls_is_logged() -> None:
+    async def scenario(runner: Runner) -> None:
+        numbers = runner.deliver()
+        relay = await runner.relay()
+        relay.answer(*relay.held, handshakes=("relay=mx.example [192.0.2.1], version=TLSv1.3",))
+        await runner.settled(numbers)
+        assert runner.log == ["STARTTLS=client, relay=mx.example [192.0.2.1], version=TLSv1.3"]
+    run(scenario)
+
+
 def test_a_message_that_cannot_be_opened_does_not_keep_others_back() -> None:
     def gone() -> int:
         raise FileNotFoundError(2, "No such file or directory")

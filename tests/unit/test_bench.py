@@ -6,13 +6,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from bench import accounts, driver, figures
+from bench import accounts, driver, figures, smtp
 from bench.figures import GOALS, OURS, THEIRS, Figures, Goal, Sample, at_least, at_most, ours
-from bench.peers import IN, PEERS
+from bench.hosts import Failed
+from bench.peers import BESIDES
 from bench.workloads import WORKLOADS
 
 
@@ -83,8 +86,37 @@ def test_other_hosts_have_their_figure_and_ratio_behind_the_verdict() -> None:
 
 
 def test_each_peer_is_in_a_workload_that_there_is() -> None:
-    assert set(IN) <= set(WORKLOADS)
-    assert {label for labels in IN.values() for label in labels} == set(PEERS)
+    assert set(BESIDES) <= set(WORKLOADS)
+
+
+def test_who_is_not_done_in_time_is_as_fast_as_what_it_managed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        pids = staticmethod(list)
+
+        def settle(self) -> None:
+            pass
+
+        def cpu(self) -> float:
+            return 1.0
+
+        def wait(self, *_: object) -> float:
+            raise TimeoutError
+
+        @contextmanager
+        def sending(self, *_: object, **__: object) -> Iterator["Slow"]:
+            yield self
+
+        @property
+        def network(self) -> "Slow":
+            return self
+
+    monkeypatch.setattr(smtp, "PATIENCE", 0.01)
+    found: dict[str, float] = {}
+    with pytest.raises(Failed, match="3 of 200 messages"):
+        found.update(smtp._flow(Slow(), 200, ("bob",), lambda: 3, lasting=True))  # type: ignore[arg-type]
+    assert found["missing"] == 197
+    assert found["per_s"] > 0
+    assert "accept_per_s" not in found
 
 
 def test_the_log_gives_the_same_table_again() -> None:

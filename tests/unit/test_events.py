@@ -111,8 +111,9 @@ def test_no_verb_lets_a_line_break_through(events: Events, said: Said) -> None:
     events.refused(evil, evil)
     events.noted(ID, evil)
     events.warned(evil)
+    events.shook_hands(evil)
     events.trouble(evil)
-    assert len(said.lines) == 8
+    assert len(said.lines) == 9
     assert not any("\n" in text for _, text in said.lines)
 
 

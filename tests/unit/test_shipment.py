@@ -69,10 +69,12 @@ OUTCOMES = st.sampled_from([delivered("250 ok"), deferred("4.3.0", "later", "smt
 
 
 @given(st.integers(0, 1 << 50), st.lists(OUTCOMES, min_size=1, max_size=5), st.sampled_from(sorted(shipment.STATES)),
-       st.booleans(), st.booleans(), st.lists(st.sampled_from(["a note", "another"]), max_size=3))
+       st.booleans(), st.booleans(), st.lists(st.sampled_from(["a note", "another"]), max_size=3),
+       st.lists(st.sampled_from(["relay=mx.example [192.0.2.1], version=TLSv1.3", "another"]), max_size=3))
 def test_an_answer_arrives_as_it_was(n: int, outcomes: list[Outcome], state: str, dsn: bool, tried: bool,
-                                     notes: list[str]) -> None:
-    sent = Answer(n, tuple(outcomes), "mx.example [192.0.2.1]", state, dsn, tried, tuple(notes))
+                                     notes: list[str], handshakes: list[str]) -> None:
+    sent = Answer(n, tuple(outcomes), "mx.example [192.0.2.1]", state, dsn, tried, tuple(notes),
+                  tuple(handshakes))
     (packet,) = shipment.answer_packets([sent])
     assert shipment.read_answers(packet) == [sent]
 
@@ -83,6 +85,7 @@ def test_an_answer_arrives_as_it_was(n: int, outcomes: list[Outcome], state: str
     {"n": 1, "o": [["2.0.0", "a", "", ""]], "count": 1, "state": "fine"},
     {"n": 1, "o": [["2.0.0", "a", "", ""]], "count": 1, "relay": 1},
     {"n": 1, "o": [["2.0.0", "a", "", ""]], "count": 1, "notes": [1]},
+    {"n": 1, "o": [["2.0.0", "a", "", ""]], "count": 1, "tls": "TLSv1.3"},
     {"n": "1", "o": [["2.0.0", "a", "", ""]], "count": 1},
 ])
 def test_an_answer_that_does_not_fit_is_refused(answer: Any) -> None:
