@@ -258,7 +258,8 @@ def summary(item: Item, now: float) -> list[str]:
     if item["where"] == "hold":
         lines.append(f"    held: {shown(item['hold'], MAX_SHOWN)}")
     if item["next_try"] and item["attempts"]:
-        left = f", returned in {duration(item['expires'] - now)}" if item["expires"] else ""
+        end = "returned" if item["sender"] else "given up"
+        left = f", {end} in {duration(item['expires'] - now)}" if item["expires"] else ""
         lines.append(f"    attempt {item['attempts'] + 1} in {duration(item['next_try'] - now)}{left}")
     recipients = open_recipients(item)
     for one in recipients[:MAX_RECIPIENTS]:

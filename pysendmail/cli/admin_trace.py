@@ -173,7 +173,7 @@ def _from_queue(paths: Paths, ids: list[str], sources: list[str]) -> Iterator[st
         except (OSError, Broken, Damaged, ValueError) as problem:
             yield f"{entry.id} is in the queue and cannot be read: {shown(str(problem), MAX_SHOWN)}"
             continue
-        item = listing.describe(message, lifetime=0)
+        item = listing.describe(message, lambda _: 0)
         yield (f"{entry.id} is in the queue since {moment(item['arrived'])}, from <{shown(item['sender'])}>, tried "
                f"{item['attempts']} time{'' if item['attempts'] == 1 else 's'}")
         for one in item["recipients"][:MAX_LINES]:

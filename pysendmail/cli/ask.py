@@ -159,11 +159,16 @@ def may_read(paths: Paths) -> bool:
 def _from_spool(paths: Paths, request: Request) -> Answer:
     import time
 
+    from ..config import ConfigError, QueueSettings, read
     from ..spool import listing, selection
+    try:
+        settings = read(paths, partial=True).config.queue
+    except ConfigError:
+        settings = QueueSettings()
     try:
         become_owner(paths)
         wanted = selection.predicate(request.get("filter", {}), time.time())
-        items = listing.scan(paths, time.time())
+        items = listing.scan(paths, time.time(), settings.lifetime_of)
         if request["do"] == "show":
             return Answer(_only(items, request["id"]), 1)
         count = None if request.get("filter") else _count(paths)
@@ -187,7 +192,8 @@ def _in_spool(paths: Paths, request: Request) -> Iterator[Item]:
         config = read(paths, partial=True).config
         become_owner(paths)
         wanted = selection.predicate(request.get("filter", {}), time.time())
-        chosen = {item["id"]: item for item in listing.scan(paths, time.time()) if wanted(item)}
+        chosen = {item["id"]: item for item in listing.scan(paths, time.time(), config.queue.lifetime_of)
+                  if wanted(item)}
         done = 0
         spool = offline.Offline(paths, config, SystemUsers(time.monotonic), Events(Syslog()))
         results = ((one, "") for one in chosen) if request.get("dry_run") else spool.change(

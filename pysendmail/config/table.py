@@ -166,6 +166,10 @@ class QueueSettings:
     retry_max: int = setting(3600, whole(1, 86_400), "Longest wait between attempts.", SECONDS)
     visible_to_all: bool = setting(False, kinds.BOOLEAN, "Whether mailq shows everybody all mail, not only their own.")
 
+    def lifetime_of(self, sender: str) -> int:
+        """That of a message from this sender; "" has sent reports."""
+        return self.lifetime if sender else min(self.lifetime, self.bounce_lifetime)
+
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:

@@ -23,18 +23,18 @@ MAX_BYTES = 96 * 1024 * 1024  # bytes of all lines
 
 
 class Catalogue:
-    """Lines by queue id. lifetime: of messages, seconds."""
+    """Lines by queue id."""
 
-    def __init__(self, queue: Queue, lifetime: int) -> None:
+    def __init__(self, queue: Queue, lifetime_of: listing.Lifetimes) -> None:
         self._queue = queue
-        self._lifetime = lifetime
+        self._lifetime_of = lifetime_of
         self._lines: dict[str, bytes] = {}
         self._size = 0
         self._unknown: deque[str] = deque()
 
     def keep(self, message: Message) -> None:
         """A message is put off: its listing is known."""
-        self._keep(message.id, _encode(listing.describe(message, lifetime=self._lifetime)))
+        self._keep(message.id, _encode(listing.describe(message, self._lifetime_of)))
 
     def _keep(self, queue_id: str, line: bytes) -> None:
         self.forget(queue_id)
@@ -53,7 +53,7 @@ class Catalogue:
         cannot be."""
         line = self._lines.get(entry.id)
         if line is None:
-            line = _encode(listing.describe(listing.peek(self._queue, entry), lifetime=self._lifetime))
+            line = _encode(listing.describe(listing.peek(self._queue, entry), self._lifetime_of))
             self._keep(entry.id, line)
         due = b"null" if entry.place == "hold" else b"%d" % entry.due
         return b'{"item":{"where":"%s","next_try":%s,%s' % (entry.place.encode("ascii"), due, line)

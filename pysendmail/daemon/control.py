@@ -101,7 +101,7 @@ class ControlDoor:
         p = self.runner.active.get(queue_id)
         if p is None:
             return self.runner.catalogue.line(self.runner.waiting.entries[queue_id])
-        return line_of(listing.describe(p.message, lifetime=self.config.queue.lifetime, is_active=True))
+        return line_of(listing.describe(p.message, self.config.queue.lifetime_of, is_active=True))
 
     # ---- changing
 

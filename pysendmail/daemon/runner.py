@@ -66,7 +66,7 @@ class Runner:
         self._settlement = Settlement(config, queue, reports, events, clock, chance, self)
         self._aside = Aside(loop, config, queue, events, clock, reports.postmaster, self.has, self.accept)
         self.active: dict[str, Pass] = {}
-        self.catalogue = Catalogue(queue, config.queue.lifetime)
+        self.catalogue = Catalogue(queue, config.queue.lifetime_of)
         self.waiting = Waiting(self.catalogue.forget)
         self.shares = Shares(config.limits.submissions, config.limits.submission_space)
         self._intake: Intake | None = None  # set by attach: it asks us about shares

@@ -42,7 +42,7 @@ class Settlement:
     def __init__(self, config: Config, queue: Queue, reports: Reports, events: Events, clock: Callable[[], float],
                  chance: Callable[[], float], owner: Owner) -> None:
         self._usual = config.queue
-        self._of_reports = replace(config.queue, lifetime=min(config.queue.lifetime, config.queue.bounce_lifetime))
+        self._of_reports = replace(config.queue, lifetime=config.queue.lifetime_of(""))
         self._queue = queue
         self._reports = reports
         self._events = events

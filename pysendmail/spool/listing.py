@@ -6,7 +6,7 @@ checked their contents (Postfix 2026-06: a crafted drop file crashed its lister)
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..mail.outcome import Outcome
@@ -17,20 +17,21 @@ from .queue_file import read_envelope
 from .record import Damaged
 
 Item = dict[str, Any]
+Lifetimes = Callable[[str], int]  # seconds by sender: config.QueueSettings.lifetime_of
 DAMAGED = "damaged: "  # how the reason of a message begins that cannot be read
 
 
-def describe(message: Message, *, lifetime: int, is_active: bool = False, next_try: float | None = None) -> Item:
-    """The listing of a message whose state is known. lifetime: of messages, seconds."""
+def describe(message: Message, lifetime_of: Lifetimes, *, is_active: bool = False) -> Item:
+    """The listing of a message whose state is known."""
     state, envelope, entry = message.state, message.envelope, message.entry
     last = state.last
     return {
         "id": message.id, "where": entry.place, "sender": envelope.sender, "size": message.length - message.offset,
         "arrived": envelope.received_at, "uid": envelope.origin.uid, "user": envelope.origin.user,
         "body": envelope.body, "attempts": state.attempts, "active": is_active,
-        "next_try": None if entry.place == "hold" or is_active else (entry.due if next_try is None else next_try),
-        "expires": envelope.received_at + lifetime, "reason": last.reason if last else "", "hold": state.held,
-        "recipients": list(_recipients(message)),
+        "next_try": None if entry.place == "hold" or is_active else entry.due,
+        "expires": envelope.received_at + lifetime_of(envelope.sender),
+        "reason": last.reason if last else "", "hold": state.held, "recipients": list(_recipients(message)),
     }
 
 
@@ -53,12 +54,12 @@ def _recipients(message: Message) -> Iterator[Item]:
         yield {"address": recipient.address, "status": status, "reason": reason}
 
 
-def scan(paths: Paths, clock: float, lifetime: int = 432000) -> Iterator[Item]:
+def scan(paths: Paths, clock: float, lifetime_of: Lifetimes) -> Iterator[Item]:
     """Everything in the spool, read from its files. Raises OSError where the caller may not look."""
     queue = Queue(paths, lambda: clock)
     listed = set()
     for entry in sorted(queue.entries(), key=lambda entry: entry.id):
-        item = _read(queue, entry, lifetime, clock)
+        item = _read(queue, entry, lifetime_of, clock)
         if item is not None:
             listed.add(entry.id)
             yield item
@@ -74,9 +75,9 @@ def scan(paths: Paths, clock: float, lifetime: int = 432000) -> Iterator[Item]:
                 yield _bare(file.name[:14], place, seen.st_uid) | {"size": seen.st_size, "arrived": seen.st_mtime}
 
 
-def _read(queue: Queue, entry: Entry, lifetime: int, now: float) -> Item | None:
+def _read(queue: Queue, entry: Entry, lifetime_of: Lifetimes, now: float) -> Item | None:
     try:
-        return describe(peek(queue, entry), lifetime=lifetime)
+        return describe(peek(queue, entry), lifetime_of)
     except FileNotFoundError:
         return None  # it has just left
     except (Broken, Damaged, ValueError) as problem:

@@ -254,7 +254,8 @@ def test_the_list_says_what_waits_for_what(run: Any, paths: Paths, monkeypatch: 
         recipient("bob@example.com", reason="refused\n"), recipient("gone@example.com", "delivered")])
     held = item("0WkDdmTe001001", where="hold", hold="by hand", next_try=None)
     new = item("Hq3xV0.tmp1234", where="drop", sender="", recipients=[], uid=1234, attempts=0, next_try=None)
-    with Control(paths, listing(waiting, held, new)):
+    report = item("0WkDdmTe001002", sender="", next_try=1_750_008_000.0, expires=1_750_172_800.0)
+    with Control(paths, listing(waiting, held, new, report)):
         _, printed, _ = run("queue", "list")
     assert printed.split("\n") == [
         "0WkDdmTe001000  deferred     2 h       1201  <alice@example.org>",
@@ -264,7 +265,10 @@ def test_the_list_says_what_waits_for_what(run: Any, paths: Paths, monkeypatch: 
         "    held: by hand",
         "    <bob@example.com>",
         "Hq3xV0.tmp1234  arriving     2 h       1201  (uid 1234)",
-        "3 messages", ""]
+        "0WkDdmTe001002  deferred     2 h       1201  <>",
+        "    attempt 2 in 11 min, given up in 45 h",
+        "    <bob@example.com>",
+        "4 messages", ""]
 
 
 @pytest.mark.parametrize(("seconds", "words"), [

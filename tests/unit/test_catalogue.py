@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pysendmail.config import QueueSettings
 from pysendmail.daemon import catalogue as catalogue_module
 from pysendmail.daemon.catalogue import Catalogue, item_of
 from pysendmail.mail.envelope import Envelope, Origin, Recipient
@@ -15,6 +16,7 @@ from pysendmail.spool import listing
 from pysendmail.spool.journal import Event
 from pysendmail.spool.queue import Message, Queue, prepare
 
+LIFETIME = QueueSettings().lifetime_of
 NOW = 1_795_500_000.0
 
 
@@ -43,12 +45,12 @@ def waiting(queue: Queue, number: int = 0, recipients: int = 1) -> Message:
 
 
 def from_files(queue: Queue, message: Message) -> listing.Item:
-    return listing.describe(listing.peek(queue, message.entry), lifetime=432000)
+    return listing.describe(listing.peek(queue, message.entry), LIFETIME)
 
 
 def test_a_kept_line_says_what_the_files_say(queue: Queue) -> None:
     message = waiting(queue)
-    catalogue = Catalogue(queue, 432000)
+    catalogue = Catalogue(queue, LIFETIME)
     catalogue.keep(message)
     expected = from_files(queue, message)
     queue.finish(message)  # so that nothing can be read any more
@@ -58,7 +60,7 @@ def test_a_kept_line_says_what_the_files_say(queue: Queue) -> None:
 
 def test_a_line_that_is_not_known_is_read_once(queue: Queue) -> None:
     message = waiting(queue)
-    catalogue = Catalogue(queue, 432000)
+    catalogue = Catalogue(queue, LIFETIME)
     first = catalogue.line(message.entry)
     expected = from_files(queue, message)
     queue.finish(message)
@@ -68,7 +70,7 @@ def test_a_line_that_is_not_known_is_read_once(queue: Queue) -> None:
 
 def test_place_and_due_time_are_those_of_the_entry(queue: Queue) -> None:
     message = waiting(queue)
-    catalogue = Catalogue(queue, 432000)
+    catalogue = Catalogue(queue, LIFETIME)
     catalogue.keep(message)
     message.entry.due += 1000
     assert item_of(catalogue.line(message.entry))["next_try"] == NOW + 1300
@@ -79,7 +81,7 @@ def test_place_and_due_time_are_those_of_the_entry(queue: Queue) -> None:
 
 def test_what_is_forgotten_is_read_again(queue: Queue) -> None:
     message = waiting(queue)
-    catalogue = Catalogue(queue, 432000)
+    catalogue = Catalogue(queue, LIFETIME)
     catalogue.keep(message)
     event = Event("held", NOW, {"why": "by root"})
     message.state.apply(event)
@@ -91,7 +93,7 @@ def test_what_is_forgotten_is_read_again(queue: Queue) -> None:
 def test_warming_reads_a_few_at_a_time_and_survives_what_has_left(queue: Queue) -> None:
     messages = [waiting(queue, number) for number in range(5)]
     entries = {message.id: message.entry for message in messages}
-    catalogue = Catalogue(queue, 432000)
+    catalogue = Catalogue(queue, LIFETIME)
     catalogue.expect(entries)
     queue.finish(messages[0])
     del entries[messages[1].id]
@@ -106,7 +108,7 @@ def test_warming_reads_a_few_at_a_time_and_survives_what_has_left(queue: Queue) 
 def test_bytes_are_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_module, "MAX_BYTES", 700)
     messages = [waiting(queue, number) for number in range(4)] + [waiting(queue, 9, recipients=60)]
-    catalogue = Catalogue(queue, 432000)
+    catalogue = Catalogue(queue, LIFETIME)
     for message in messages:
         catalogue.keep(message)
     assert len(catalogue._lines) == 2
@@ -117,3 +119,9 @@ def test_bytes_are_bounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Non
     assert catalogue._size == sum(map(len, catalogue._lines.values()))
     assert [item_of(catalogue.line(message.entry)) for message in messages] == [
         from_files(queue, message) for message in messages]
+
+
+def test_a_report_is_given_up_sooner_than_other_mail_is_returned(queue: Queue) -> None:
+    for number, (sender, lifetime) in enumerate({"alice@example.org": 432_000, "": 172_800}.items()):
+        envelope = Envelope(f"5abcDEFG{number:06d}", sender, (Recipient("bob@example.net"),), NOW, Origin("runner"))
+        assert listing.describe(queue.commit(envelope, [b"x: y\n\n"]), LIFETIME)["expires"] == NOW + lifetime

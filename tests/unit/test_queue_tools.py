@@ -106,6 +106,16 @@ def test_a_runner_that_has_the_spool_is_left_alone(
     assert queue.find(one)
 
 
+@pytest.mark.parametrize(("settings", "lifetime"), [("lifetime = 7200", 7200), ("lifetime = 'no'", 432_000)])
+def test_the_settings_say_when_mail_expires(
+        run: Run, queue: Queue, paths: Paths, settings: str, lifetime: int) -> None:
+    with open(paths.settings, "w", encoding="ascii") as file:
+        file.write(f"[queue]\n{settings}\n")
+    waiting(queue)
+    listed, = json.loads(run("queue", "list", "--json")[1])
+    assert round(listed["expires"] - listed["arrived"]) == lifetime
+
+
 def test_what_a_crash_left_half_taken_in_is_refused(run: Run, queue: Queue, paths: Paths) -> None:
     one = waiting(queue)
     with open(f"{paths.intake}/{one}", "wb"):
