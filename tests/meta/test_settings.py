@@ -14,7 +14,8 @@ from pysendmail.config.table import SECTIONS, TABLE
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pysendmail"
 CLASSES = {"Config": "", "Listener": "listener"} | {settings.__name__: name for name, settings in SECTIONS.items()}
-LOADED = {("smtpd", "listen"): "listeners", ("relay", "password_file"): "with_secrets"}  # config/ makes these of them
+LOADED = {("smtpd", "listen"): "listeners", ("relay", "password_file"): "with_secrets",
+          ("queue", "bounce_lifetime"): "lifetime_of"}  # config/ makes these of them
 
 Place = tuple[str, str]
 
