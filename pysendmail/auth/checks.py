@@ -24,6 +24,8 @@ from .lookups import Lookups
 WORKERS = 4
 LIMIT = 60.0  # seconds for one message, the time until a worker is free included
 
+_UNSURE = frozenset(("temperror", "neutral"))  # of a signature
+
 
 def are_available() -> bool:
     """Whether anything can be checked here."""
@@ -65,9 +67,10 @@ class Checks:
             passed += [(one.domain, True) for one in by_dkim if one.result == "pass"]
         if by_spf is not None and by_dkim is not None:
             by_dmarc = self._by_dmarc(text.head, passed, lookups)
-            is_unsure = by_spf.result == "temperror" or any(one.result in ("temperror", "neutral") for one in by_dkim)
-            if by_dmarc.result == "fail" and is_unsure:  # what could not be found out might have been a pass
-                by_dmarc = DmarcResult("temperror", by_dmarc.domain, by_dmarc.policy)
+            unsure = [(by_spf.domain, False)] if by_spf.result == "temperror" else []
+            unsure += [(one.domain or by_dmarc.domain, True) for one in by_dkim if one.result in _UNSURE]
+            if by_dmarc.result == "fail" and dmarc.check(by_dmarc.domain, unsure, lookups).result != "fail":
+                by_dmarc = DmarcResult("temperror", by_dmarc.domain, by_dmarc.policy)  # it might have been a pass
         words = [f"spf={by_spf.result}"] if by_spf is not None else []
         words += [f"dkim={one.result} ({one.domain})" for one in by_dkim or ()]
         words += [f"dmarc={by_dmarc.result} ({by_dmarc.domain})"] if by_dmarc is not None else []

@@ -3,9 +3,14 @@
 A signature that covers only the beginning of the body ("l=") proves nothing about the rest, which anybody may have
 added, and one that is made with SHA-1 proves nothing at all: neither counts ("policy"). Runs in a worker thread, on the
 whole message in memory, so that only messages up to MAX_MESSAGE are looked at. Our own signatures are made in
-auth/signing.py. RFC 6376, 8301, 8463, 8601 section 2.7.1.
+auth/signing.py.
+
+A regular expression or a power that takes a minute stops the whole process, threads or not. So the library gets no
+signature or key with which its take more than linear time, and a linear one in the place of that for bodies.
+RFC 6376, 8301, 8463, 8601 section 2.7.1.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +22,13 @@ from .optional import optional
 MAX_MESSAGE = 5 * 1024 * 1024  # bytes; the library needs several times as much memory
 MAX_SIGNATURES = 5  # that are looked at; whoever sends more wants us busy
 MAX_TEXT = 255  # characters of a domain or selector
+MAX_FIELD = 4096  # bytes of a signature; one by an RSA key of 4096 bits, over fifty names, has half of that
+MAX_BLANKS = 64  # in a row in a signature, line ends included
+MAX_KEY = 1000  # bytes of a key's record; one with 4096 bits, the largest that RFC 8301 wants read, has 760
+
+_BLANKS = re.compile(rb"\s+")
+_LAST_BLANKS = re.compile(rb"(?<![ \t])[ \t]+\r\n")
+_WORDS = {"temperror": "no answer from DNS about the key", "permerror": "no key", "neutral": "key is too large"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +49,24 @@ def is_available() -> bool:
 def check(head: bytes, body: bytes, lookups: Lookups) -> list[DkimResult]:
     """The result of each signature; none without any. head, body: with LF line ends. Waits."""
     library = optional("dkim")
-    count = sum(name == b"dkim-signature" for name, _, _ in headers.scan(head)[0])
-    if library is None or not count:
+    fields = [head[start:end] for name, start, end in headers.scan(head)[0] if name == b"dkim-signature"]
+    if library is None or not fields:
         return []
     if len(head) + len(body) > MAX_MESSAGE:
         return [DkimResult("neutral", words="message is too large to be checked")]
     message = head.replace(b"\n", b"\r\n") + b"\r\n" + body.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return [_check(library, message, number, lookups) for number in range(min(count, MAX_SIGNATURES))]
+    library.canonicalization.strip_trailing_whitespace = _without_last_blanks
+    return [_check(library, message, number, lookups) if _is_short(field) else DkimResult("permerror", words="too long")
+            for number, field in enumerate(fields[:MAX_SIGNATURES])]
+
+
+def _is_short(field: bytes) -> bool:
+    return len(field) <= MAX_FIELD and all(len(one) <= MAX_BLANKS for one in _BLANKS.findall(field))
+
+
+def _without_last_blanks(body: bytes) -> bytes:
+    """Without those at the ends of lines; a run of them is looked at once, wherever it ends."""
+    return _LAST_BLANKS.sub(b"\r\n", body)
 
 
 def _check(library: Any, message: bytes, number: int, lookups: Lookups) -> DkimResult:
@@ -54,9 +77,10 @@ def _check(library: Any, message: bytes, number: int, lookups: Lookups) -> DkimR
         if not is_whole:
             troubles.append("temperror")
             raise library.DnsTimeoutError("no answer from DNS")
-        if not records:
-            troubles.append("permerror")
-        return records[0] if records else None
+        if not records or len(records[0]) > MAX_KEY:
+            troubles.append("neutral" if records else "permerror")
+            return None
+        return records[0]
 
     verifier = None
     try:
@@ -72,7 +96,7 @@ def _check(library: Any, message: bytes, number: int, lookups: Lookups) -> DkimR
         result, words = "permerror", type(problem).__name__
     signature = getattr(verifier, "signature_fields", None) or {}
     if troubles and result != "pass":
-        result, words = troubles[-1], "no answer from DNS about the key" if troubles[-1] == "temperror" else "no key"
+        result, words = troubles[-1], _WORDS[troubles[-1]]
     elif result == "pass" and b"l" in signature:
         result, words = "policy", "covers a part of the body"
     elif result == "pass" and signature.get(b"a") == b"rsa-sha1":

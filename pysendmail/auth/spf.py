@@ -1,7 +1,8 @@
 """SPF: whether a domain lets this client send in its name. The work is pyspf's (Debian: python3-spf).
 
 The identity that is checked is the envelope sender, or the name in HELO where that is null (RFC 7208 section 2.4). Runs
-in a worker thread. What the library cannot cope with is "temperror": nobody's mail is refused for it.
+in a worker thread. What the library cannot cope with is "temperror": nobody's mail is refused for it. It gets no record
+over which its regular expressions take more than linear time: they stop the whole process, threads or not.
 """
 
 import threading
@@ -15,6 +16,8 @@ from .optional import optional
 
 RESULTS = frozenset(("pass", "fail", "softfail", "neutral", "none", "permerror", "temperror"))  # RFC 7208 section 2.6
 MAX_WORDS = 200  # characters of an explanation, which is a stranger's text
+MAX_RECORD = 8192  # characters of a record; RFC 7208 section 3.4 wants less than 512
+MAX_TERM = 512  # characters of a term in it, and of an explanation
 
 _KINDS = {"A": Kind.A, "AAAA": Kind.AAAA, "MX": Kind.MX, "PTR": Kind.PTR, "TXT": Kind.TXT}
 _here = threading.local()
@@ -67,5 +70,14 @@ def _lookup(name: str, kind: str, _strict: object = True, _timeout: float = 0.0)
     if kind == "MX":
         return [((name, kind), record) for record in answer.records]
     if kind == "TXT":
-        return [((name, kind), [value.encode("latin-1")]) for _, value in answer.records]
+        return [((name, kind), [value.encode("latin-1")]) for _, value in answer.records if _is_wanted(library, value)]
     return [((name, kind), value) for _, value in answer.records]
+
+
+def _is_wanted(library: Any, record: str) -> bool:
+    """Whether the library is to see a TXT record. Raises its TempError for a policy that is too long."""
+    if record[:6].lower() != "v=spf1":
+        return len(record) <= MAX_TERM  # an explanation, or nothing of ours
+    if len(record) > MAX_RECORD or any(len(term) > MAX_TERM for term in record.split()):
+        raise library.TempError("a policy that is too long to be read")
+    return True

@@ -1,6 +1,8 @@
 """SPF, DKIM and DMARC against a scripted DNS, with Debian's libraries; the field that says what was found."""
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,51 @@ def test_a_signature_made_with_sha1_does_not_count(tmp_path: Path, key: tuple[by
     head = signed(HEAD, BODY, key[0], signature_algorithm=b"rsa-sha1")
     by = read(found(tmp_path, {("sel._domainkey.example.org", "TXT"): [key[1]]}, draft(head)).field)
     assert by["dkim"][0] == "policy"
+
+
+@pytest.mark.limit(20)
+def test_a_body_of_blanks_takes_no_minutes(tmp_path: Path, key: tuple[bytes, str]) -> None:
+    """The whole listener would stand still meanwhile."""
+    what = draft(signed(HEAD, b" x\n", key[0]), b" " * 500_000 + b"x\n")
+    by = read(found(tmp_path, {("sel._domainkey.example.org", "TXT"): [key[1]]}, what).field)
+    assert by["dkim"][0] == "pass"
+
+
+@pytest.mark.parametrize("signature", [b"AAAA" + b"\n " * 50_000, b"AAAA" + b" " * 3000 + b"!", b"A" * 5000])
+@pytest.mark.limit(20)
+def test_a_strange_signature_takes_no_minutes(tmp_path: Path, key: tuple[bytes, str], signature: bytes) -> None:
+    head = (b"DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=sel; h=from; bh=%s; b=%s;\n"
+            % (base64.b64encode(hashlib.sha256(b"x\r\n").digest()), signature)) + HEAD
+    one = found(tmp_path, {("sel._domainkey.example.org", "TXT"): [key[1]]}, draft(head, b"x\n"))
+    assert b"dkim=permerror (too long)" in one.field
+
+
+def test_a_key_too_large_to_be_used_is_not_used(tmp_path: Path, key: tuple[bytes, str]) -> None:
+    table = {("sel._domainkey.example.org", "TXT"): [f'{key[1]} "; n=" ' + f'"{"x" * 250}" ' * 3],
+             ("_dmarc.example.org", "TXT"): ['"v=DMARC1; p=reject"'], ("example.org", "TXT"): ['"v=spf1 -all"']}
+    one = found(tmp_path, table, draft(signed(HEAD, BODY, key[0])), reject=True)
+    assert (read(one.field)["dkim"][0], read(one.field)["dmarc"][0]) == ("neutral", "temperror")
+    assert one.refusal is None
+
+
+@pytest.mark.parametrize("record", [
+    "a:x." + "a" * 1000 + "!", "exists:%{ir" + "." * 1000 + "}.example.org", "a " * 4100])
+def test_no_policy_takes_minutes(tmp_path: Path, record: str) -> None:
+    text = f"v=spf1 {record} -all"
+    strings = " ".join(f'"{text[at:at + 250]}"' for at in range(0, len(text), 250))
+    by = read(found(tmp_path, {("example.org", "TXT"): [strings]}, draft(HEAD)).field)
+    assert by["spf"][0] == "temperror"
+
+
+def test_what_cannot_be_found_out_about_others_makes_no_forgery_a_doubt(tmp_path: Path, key: tuple[bytes, str]) -> None:
+    """A client whose own domain does not answer forges mail of another."""
+    table = {("_dmarc.bank.example", "TXT"): ['"v=DMARC1; p=reject"'], ("example.org", "TXT"): "SERVFAIL",
+             ("sel._domainkey.example.org", "TXT"): "SERVFAIL"}
+    what = draft(signed(b"From: x@bank.example\nSubject: s\n", BODY, key[0]))
+    one = found(tmp_path, table, what, reject=True)
+    by = read(one.field)
+    assert (by["spf"][0], by["dkim"][0], by["dmarc"][0]) == ("temperror", "temperror", "fail")
+    assert one.refusal is not None
 
 
 def test_only_so_many_signatures_are_looked_at(tmp_path: Path, key: tuple[bytes, str]) -> None:
