@@ -1,8 +1,8 @@
 """A question to the running daemon, by its control socket; or to the spool itself, when the daemon is down.
 
 `ask` sends one request (daemon/control.py has the protocol) and gives the listings as they come. With the daemon down,
-"list" and "show" are answered from the files for root and for whoever owns the spool, and these two may hold, release,
-delete and requeue there, too; nobody else could. Root becomes the spool's owner first and for good:
+"list" and "show" are answered from the files for root and for whoever owns the spool, also if it hangs, and these two
+may hold, release, delete and requeue there, too; nobody else could. Root becomes the spool's owner first and for good:
 the files hold what strangers wrote, and root parses nothing of theirs.
 
 Every failure is an `Unanswered`: one line for people, and the exit code that goes with it (sysexits.h).
@@ -11,6 +11,7 @@ Every failure is an `Unanswered`: one line for people, and the exit code that go
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -22,6 +23,7 @@ Request = dict[str, Any]
 
 EX_USAGE, EX_NOINPUT, EX_UNAVAILABLE, EX_TEMPFAIL, EX_PROTOCOL, EX_CONFIG = 64, 66, 69, 75, 76, 78
 TIMEOUT = 60.0  # seconds of silence after which the daemon is taken to hang
+PATIENCE = 10.0  # the same before its first word, if the files have the answer
 MAX_REQUEST = 256 * 1024  # bytes, the daemon's limit: as many ids as xargs gives at once
 MAX_LINE = 64 * 1024 * 1024  # bytes of one listing: the largest number of recipients, with a reason for each
 CHUNK = 256 * 1024  # bytes read at once
@@ -35,6 +37,13 @@ class Unanswered(Exception):
     def __init__(self, words: str, code: int = EX_TEMPFAIL) -> None:
         super().__init__(words)
         self.code = code
+
+
+class Silent(Unanswered):
+    """The daemon is there and says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("pysendmaild does not answer")
 
 
 class Answer:
@@ -60,32 +69,47 @@ class Answer:
 
 def ask(paths: Paths, request: Request) -> Answer:
     """The answer to {"do": ..., ...}. Raises Unanswered, here or while the answer is taken."""
+    has_files = request["do"] in FROM_SPOOL and may_read(paths)
     try:
-        connection = _connect(paths.control)
+        return _from_daemon(paths, request, PATIENCE if has_files else TIMEOUT)
     except (FileNotFoundError, ConnectionRefusedError):
-        if request["do"] in FROM_SPOOL and may_read(paths):
+        if has_files:
             return _from_spool(paths, request)
         if request["do"] in IN_SPOOL and may_read(paths):
             return Answer(_in_spool(paths, request))
         needed = "pysendmaild is not running"
         raise Unanswered(needed + ", and only it can return messages" if request["do"] == "bounce" else needed)
+    except Silent as silence:
+        if not has_files:
+            raise
+        print(f"{silence}; this is what the files say", file=sys.stderr)
+        return _from_spool(paths, request)
     except OSError as trouble:
         raise Unanswered(f"cannot ask pysendmaild: {trouble.strerror or trouble}")
+
+
+def _from_daemon(paths: Paths, request: Request, patience: float) -> Answer:
+    """patience: seconds until its first word. Raises Unanswered, Silent, and OSError if it is not there."""
+    connection = _connect(paths.control, patience)
     line = json.dumps(request).encode("ascii") + b"\n"
     if len(line) > MAX_REQUEST:
         connection.close()
         raise Unanswered("too much to ask for at once; name fewer messages", EX_USAGE)
     replies = _conversation(connection, line)
-    first: Item = next(replies, {"end": {}})
+    first = next(replies)
+    connection.settimeout(TIMEOUT)
     count = first["begin"].get("count") if "begin" in first else None
     return Answer(chain((first,), replies), count if isinstance(count, int) else None)
 
 
-def _connect(path: str) -> socket.socket:
+def _connect(path: str, timeout: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        connection.settimeout(TIMEOUT)
+        connection.settimeout(timeout)
         connection.connect(path)
+    except TimeoutError:
+        connection.close()
+        raise Silent
     except OSError:
         connection.close()
         raise
@@ -109,7 +133,7 @@ def _conversation(connection: socket.socket, line: bytes) -> Iterator[Item]:
                 if "end" in value:
                     return
         except TimeoutError:
-            raise Unanswered("pysendmaild does not answer")
+            raise Silent
         except OSError as trouble:
             raise Unanswered(f"lost pysendmaild: {trouble.strerror or trouble}")
         except ValueError:

@@ -30,7 +30,7 @@ IDLE = 60.0  # seconds that a process is kept without work
 OPENING = 1800.0  # seconds for finding a host that lets us in
 GRACE = 120.0  # seconds that a process may exceed its own limits
 
-GONE = deferred("4.3.0", "relay process ended without an answer; the message may have been sent, and may arrive twice")
+GONE = deferred("4.3.0", "relay process ended without an answer; if it had sent the message, that arrives twice")
 SLOW = deferred("4.3.0", "relay process did not answer in time")
 TOO_LARGE = deferred("4.3.0", "too many or too long addresses for one shipment")
 

@@ -259,10 +259,21 @@ def test_a_daemon_that_refuses_before_it_listens(paths: Paths, out: Any) -> None
         assert out(paths) == (75, "", "mailq: too many questions at once\n")
 
 
+@pytest.mark.usefixtures("_stranger")
 def test_a_daemon_that_says_nothing_is_given_up(paths: Paths, out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "TIMEOUT", 0.05)
     with Control(paths, b"", hangs=True):
         assert out(paths) == (75, "", "mailq: pysendmaild does not answer\n")
+
+
+def test_of_a_daemon_that_hangs_the_owner_of_the_spool_sees_the_files(
+        paths: Paths, out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued(paths, "0WkDdmTe001000", ["bob@example.net"])
+    monkeypatch.setattr(ask, "PATIENCE", 0.05)
+    with Control(paths, b"", hangs=True):
+        code, printed, errors = out(paths)
+    assert (code, errors) == (0, "pysendmaild does not answer; this is what the files say\n")
+    assert "<bob@example.net>" in printed
 
 
 def test_a_line_without_end_is_given_up(paths: Paths, out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
