@@ -114,7 +114,7 @@ class Session(asyncio.Protocol):
         self.place = place
         self.messages = 0
         self.tls = ""
-        self.has_broken_tls = False  # there was no handshake, though the peer had offered one
+        self.has_broken_tls = False  # the peer had offered TLS, and it did not come to a word in it
         self._terms = terms
         self._client = Client(terms.options)
         self._loop = asyncio.get_running_loop()
@@ -309,6 +309,7 @@ class Session(asyncio.Protocol):
 
     def _close(self, event: Closed) -> None:
         if self._opened is not None and not self._opened.done():
+            self.has_broken_tls |= self._client.has_broken_tls
             self._opened.set_result(event.result)
         if self._transport is not None:
             self._transport.close()

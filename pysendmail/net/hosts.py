@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import zip_longest
 
 from ..config import is_domain, split_endpoint
 from ..mail.outcome import Outcome, deferred, failed
@@ -141,13 +142,12 @@ class _Search:
     has_ipv6_only: bool = False
 
     async def addresses(self, name: str) -> list[Place]:
-        """The addresses of one host, IPv6 first."""
+        """The addresses of one host, IPv6 and IPv4 in turn."""
         answers = await asyncio.gather(self.lookup(name, Kind.AAAA), self.lookup(name, Kind.A))
         for answer in answers:
             if answer.state is State.TROUBLE:
                 self.trouble = answer.words
-        found = [Place(name, address, self.here.port) for answer in answers for _, address in answer.records
-                 if is_usable(address)]
+        found = [Place(name, address, self.here.port) for address in _in_turn(answers) if is_usable(address)]
         if self.here.ipv6:
             return found
         kept = [place for place in found if ":" not in place.address]
@@ -164,6 +164,12 @@ class _Search:
         if self.has_ipv6_only:
             return deferred("4.4.4", f"{domain} can be reached over IPv6 only, and [relay] ipv6 is off")
         return failed("5.4.4", f"no host that takes mail for {domain} has an address")
+
+
+def _in_turn(answers: Sequence[Answer]) -> list[str]:
+    """Addresses, one of each answer in turn: those of a family that leads nowhere must not use up all tries."""
+    rounds = zip_longest(*([address for _, address in answer.records] for answer in answers))
+    return [address for one in rounds for address in one if address]
 
 
 def is_usable(address: str) -> bool:
@@ -220,7 +226,7 @@ async def _named_host(given: str, lookup: Lookup, here: Surroundings) -> Found:
         addresses = _without_dns(full, here)
         if not addresses:
             answers = [*await asyncio.gather(lookup(full, Kind.AAAA), lookup(full, Kind.A))]
-            addresses = [address for answer in answers for _, address in answer.records]
+            addresses = _in_turn(answers)
         places = [Place(name, address, port, is_lmtp, given) for address in addresses
                   if is_usable(address) and (here.ipv6 or ":" not in address)]
         if places:

@@ -58,7 +58,8 @@ class SendMessage:
 class Finished:
     """A transaction is over. results: in the order of its recipients.
 
-    is_stale: a connection kept from an earlier message was gone before this one began; a fresh one may do.
+    is_stale: a connection kept from an earlier message was gone before this one began, or would not forget the earlier
+    one (RSET); a fresh one may do.
     dsn_is_passed: the peer has been told what reports are wanted, and success reports are its business from here on.
     """
 
@@ -107,6 +108,7 @@ class Client:
         self._encoder = DataEncoder()
         self._is_used = False
         self._needs_reset = False
+        self.has_broken_tls = False  # the peer fell silent between STARTTLS and its first word in TLS
         self.steps = 0
 
     # ---- what the driver tells and asks
@@ -377,10 +379,12 @@ class Client:
         """The session is over for this reason, which is the result of every recipient that has none yet."""
         if self._phase is _Phase.CLOSED:
             return
+        self.has_broken_tls = self._opening.is_tls_unproven and trouble.kind in (Kind.LOST, Kind.TIMEOUT)
         transaction, self._transaction = self._transaction, None
         if transaction:
             is_gone = trouble.kind is Kind.LOST or (trouble.reply is not None and trouble.reply.code == 421)
-            is_stale = is_gone and transaction.is_reuse and not transaction.is_answered
+            is_unheard = trouble.stage is Stage.RSET or (is_gone and not transaction.is_answered)
+            is_stale = is_unheard and transaction.is_reuse
             transaction.settle(trouble)
             self._events.append(Finished(transaction.results(), is_stale, transaction.dsn_is_passed))
         is_farewell = self._phase is _Phase.QUITTING

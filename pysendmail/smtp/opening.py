@@ -66,6 +66,7 @@ class Opening:
         self._refused: set[str] = set()  # mechanisms, and STARTTLS
         self._is_logged_in = False
         self.is_encrypted = options.is_encrypted
+        self.is_tls_unproven = False  # from STARTTLS to the first reply after it, or that in TLS if there is some
         self.offers: Offers = {}  # of the last EHLO
 
     def take(self, step: Step, reply: Reply) -> Move:
@@ -73,6 +74,7 @@ class Opening:
         if step.stage is Stage.GREETING:
             return self._say_hello() if reply.kind == 2 else refusal(Stage.GREETING, reply)
         if step.stage is Stage.HELLO:
+            self.is_tls_unproven = False
             return self._on_hello(step, reply)
         if step.stage is Stage.STARTTLS:
             return self._on_starttls(reply)
@@ -98,6 +100,7 @@ class Opening:
     def _further(self) -> Move:
         options = self._options
         if not self.is_encrypted and options.tls is not Tls.NEVER and "STARTTLS" in self.offers.keys() - self._refused:
+            self.is_tls_unproven = True
             return Say(Step(Stage.STARTTLS), grammar.command("STARTTLS"))
         if not self.is_encrypted and options.tls is Tls.MUST:
             return Trouble(Stage.STARTTLS, Kind.TLS, "it does not offer STARTTLS")
@@ -108,6 +111,7 @@ class Opening:
     def _on_starttls(self, reply: Reply) -> Move:
         if reply.kind == 2:
             return Turn.HANDSHAKE
+        self.is_tls_unproven = False
         if self._options.tls is Tls.MUST:
             return refusal(Stage.STARTTLS, reply)
         self._refused.add("STARTTLS")

@@ -62,7 +62,8 @@ END
         sed -i '/^Connect:192\.0\.2/d' access
         printf '%s\n' PEER localhost >local-host-names
         yes | sendmailconfig
-        newaliases""",
+        newaliases
+        systemctl enable sendmail""",
 }
 FLUSH = {"postfix": ["postqueue", "-f"], "exim4-daemon-light": ["exim4", "-qff"],
          "opensmtpd": ["smtpctl", "schedule", "all"], "sendmail": ["sendmail", "-qf"]}

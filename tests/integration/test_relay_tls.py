@@ -101,6 +101,24 @@ def test_tls_that_does_not_work_is_done_without_where_nobody_asks_for_it() -> No
     assert sink.commands("STARTTLS") == ["STARTTLS"]
 
 
+@pytest.mark.parametrize("policy", ["may", "encrypt"])
+@pytest.mark.parametrize("how", ["hangs up at STARTTLS", "wants our certificate"])
+def test_tls_that_comes_to_nothing_is_done_without_where_nobody_asks_for_it(
+        how: str, policy: str, certificate: tuple[Path, ssl.SSLContext], tmp_path: Path) -> None:
+    """The second kind shakes hands with TLS 1.3, and only then says no."""
+    if how == "hangs up at STARTTLS":
+        sink = Sink(offers=(*OFFERS, TLS), replies={"starttls": CLOSE})
+    else:
+        context = certificates.make(tmp_path, NAME)[1]
+        context.verify_mode = ssl.CERT_REQUIRED
+        sink = Sink(tls=context)
+    with sink:
+        (answer,) = run(sink, tls=policy)
+    assert statuses(answer) == ["2.0.0" if policy == "may" else "4.4.2"]
+    assert [one.is_encrypted for one in sink.envelopes] == ([False] if policy == "may" else [])
+    assert "error: connect failed: " in answer.handshakes[0]
+
+
 @pytest.mark.parametrize("policy", ["encrypt", "verify"])
 def test_tls_that_does_not_work_is_no_reason_to_go_in_the_clear(
         policy: str, certificate: tuple[Path, ssl.SSLContext]) -> None:

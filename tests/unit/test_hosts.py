@@ -44,6 +44,11 @@ MX3 = {("x.example", "MX"): [(30, "c.example"), (10, "a.example"), (20, "B.Examp
     (MX3, ["a.example 2001:db8:a::1 25", "a.example 192.0.2.1 25", "b.example 192.0.2.2 25", "c.example 192.0.2.3 25"]),
     ({("x.example", "A"): ["192.0.2.9"]}, ["x.example 192.0.2.9 25"]),
     ({("x.example", "AAAA"): ["2001:db8:a::9"]}, ["x.example 2001:db8:a::9 25"]),
+    # More addresses of one family than are tried: the other one has its turn, should there be no way to the first.
+    ({("x.example", "AAAA"): [f"2001:db8:a::{n}" for n in range(1, 13)],
+      ("x.example", "A"): ["192.0.2.8", "192.0.2.9"]},
+     ["x.example 2001:db8:a::1 25", "x.example 192.0.2.8 25", "x.example 2001:db8:a::2 25", "x.example 192.0.2.9 25",
+      *(f"x.example 2001:db8:a::{n} 25" for n in range(3, 9))]),
     # A best host of which nothing is known now: the others are there.
     (MX3 | {("a.example", "A"): "SERVFAIL", ("a.example", "AAAA"): "SERVFAIL"},
      ["b.example 192.0.2.2 25", "c.example 192.0.2.3 25"]),

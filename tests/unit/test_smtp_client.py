@@ -651,6 +651,21 @@ def test_a_kept_session_that_was_gone_is_told_apart(said: bytes, is_gone: bool, 
     assert all(r.outcome.is_deferred for r in finished.results)
 
 
+@pytest.mark.parametrize("said", [b"502 5.5.1 no such command\r\n", b"451 4.7.0 not here\r\n", None])
+def test_a_kept_session_that_does_not_forget_is_no_fault_of_the_next_message(said: bytes | None) -> None:
+    client = started()
+    converse(client, Host(replies={"rcpt": b"550 5.1.1 unknown\r\n"}))
+    client.begin(MESSAGE, BOTH)
+    assert client.data_to_send().startswith(b"RSET\r\n")
+    if said is None:
+        client.timed_out()
+    else:
+        client.receive(said)
+    finished = client.next_event()
+    assert isinstance(finished, Finished)
+    assert finished.is_stale
+
+
 def test_a_fresh_session_is_never_stale() -> None:
     assert not converse(started(), Host(replies={"mail": CLOSE})).finished[0].is_stale
 
