@@ -3,7 +3,8 @@
 A client sends one JSON object in one line and gets JSON lines: {"begin": {"count": ...}} where all are asked for and
 may be seen, {"item": ...} for each message, then {"end": {...}} or {"error": text, "code": sysexits}. Who asks is the
 kernel's word: root and our own user may see and do everything, others see what they have submitted themselves (or all
-of it, by setting) and may change nothing. A client that sends rubbish, or reads slowly, costs its own connection.
+of it, by setting) and may change nothing. A client that sends rubbish, or reads slowly, costs its own connection; how
+many there are is bounded for all but root.
 """
 
 import asyncio
@@ -154,7 +155,7 @@ class ControlProtocol(asyncio.Protocol):
         self._idle = asyncio.get_running_loop().call_later(IDLE, self._late)
         self._limit()
         self._is_counted = self._door.clients.enter(self._uid)
-        if not self._is_counted:
+        if not self._is_counted and not self._door.may_all(self._uid):  # root is never locked out by others
             self._fail(EX_TEMPFAIL, "too many questions at once, ask again later")
 
     def _limit(self) -> None:

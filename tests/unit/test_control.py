@@ -394,19 +394,24 @@ def test_client_that_says_nothing_is_dropped(served: Served, monkeypatch: pytest
     assert answer == [{"error": "no request", "code": 64}]
 
 
-def test_clients_are_counted(served: Served) -> None:
+def test_clients_are_counted_and_root_is_never_locked_out(served: Served) -> None:
     async def crowd() -> list[Any]:
+        served.uid = SOMEBODY
         silent = [await asyncio.open_unix_connection(served.path) for _ in range(control.MAX_CLIENTS_PER_USER)]
         one_more = await served.ask_one({"do": "status"})
-        served.uid = SOMEBODY
+        served.uid += 1
         other = await served.ask_one({"do": "status"})
+        served.uid = 0
+        silent += [await asyncio.open_unix_connection(served.path) for _ in range(control.MAX_CLIENTS)]
+        root = await served.ask_one({"do": "status"})
         for _, writer in silent:
             writer.close()
-        return [one_more, other]
+        return [one_more, other, root]
 
-    refused, answered = served.during(crowd)
+    refused, answered, root = served.during(crowd)
     assert refused == [{"error": "too many questions at once, ask again later", "code": 75}]
     assert "end" in answered[-1]
+    assert "end" in root[-1]
     served.uid = 0
     assert "end" in served.one("status")[-1]
 
