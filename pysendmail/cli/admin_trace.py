@@ -65,6 +65,8 @@ def trace(paths: Paths, wanted: str) -> int:
     for text in _from_queue(paths, sorted(ids), sources):
         click.echo(text)
         told += 1
+    if not told:
+        click.echo("nothing is known of it", err=True)
     click.echo(f"read: {'; '.join(sources)}", err=True)
     return EX_OK if told else EX_NOINPUT
 

@@ -119,7 +119,8 @@ class Aside:
             f"{what} cannot be delivered: the file in the queue is damaged, or it made this",
             "program fail. Nothing has been deleted, and nobody else has been told.", "",
             *[f"  {line}" for line in listed], "",
-            f"The files are in {self._queue.bad}; the log says why each of them is there.", ""]
+            f"The files are in {self._queue.bad}; the log says why each of them is there,",
+            "and pysendmaild(8) how to send them again.", ""]
         return b"".join([
             trace.received(own, hostname, offset),
             b"From: Mail Delivery System <%s>\n" % trace.addr_spec(f"{trace.MAILER_DAEMON}@{hostname}"),

@@ -72,7 +72,7 @@ class Offline:
         try:
             lock.acquire(timeout=LOCK_WITHIN)
         except Timeout as taken:
-            raise Busy("a daemon is at work in this spool, though it does not answer") from taken
+            raise Busy("another change is at work in this spool, or a daemon that does not answer") from taken
         with lock:
             self._entries = {entry.id: entry for entry in self.queue.entries()}
             half_taken = {queue_id.id_of(name) for name in os.listdir(self._paths.intake)}
