@@ -135,6 +135,7 @@ class Host:
             self.configure(kind)
             self.kind = kind
             self.start()
+        self.mailboxes.has_maildirs = kind == "maildir"
         self.mailboxes.empty()
         self.settle()
 

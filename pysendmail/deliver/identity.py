@@ -8,6 +8,7 @@ root).
 
 import _signal  # type: ignore[import-not-found]  # what `signal` wraps: that makes enums of 62 numbers at each fork
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -33,6 +34,8 @@ def fork() -> int:
     pid = -1
     try:
         pid = os.fork()
+        if pid == 0:
+            gc.freeze()  # a collector that looked at what was the parent's would make a copy of every page of it
         return pid
     finally:
         if pid != 0:

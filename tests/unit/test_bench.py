@@ -169,6 +169,8 @@ def test_mail_in_maildirs_and_mboxes_is_counted_together_and_locks_are_not_mail(
     (root / "var/mail/alice.lock").write_bytes(b"From bob Tue\n\n\n")
     (root / "home/bob/Maildir/new").mkdir(parents=True)
     (root / "home/bob/Maildir/new/1").touch()
+    assert boxes.count() == 2
+    boxes.has_maildirs = True
     assert boxes.count() == 3
     boxes.empty()
     assert boxes.count() == 0

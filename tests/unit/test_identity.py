@@ -1,5 +1,6 @@
 """Becoming somebody else: what a child has left, and that a step that fails, or lies, ends it."""
 
+import gc
 import os
 import resource
 import signal
@@ -164,6 +165,14 @@ def test_fork_gives_the_child_no_signal_and_the_parent_all_of_them() -> None:
         assert handled == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_a_parent_had_is_left_alone_by_the_collector_of_its_child() -> None:
+    pid = identity.fork()
+    if pid == 0:
+        os._exit(0 if gc.get_freeze_count() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert gc.get_freeze_count() == 0, "the parent's own goes on as it was"
 
 
 def test_fork_that_fails_leaves_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
