@@ -58,8 +58,7 @@ class SendMessage:
 class Finished:
     """A transaction is over. results: in the order of its recipients.
 
-    is_stale: a connection kept from an earlier message was gone before this one began, or would not forget the earlier
-    one (RSET); a fresh one may do.
+    is_stale: a connection kept from an earlier message was gone before this one, or refused RSET; a fresh one may do.
     dsn_is_passed: the peer has been told what reports are wanted, and success reports are its business from here on.
     """
 
@@ -217,8 +216,7 @@ class Client:
     def abort(self, words: str, status: str = "") -> None:
         """Give up for a reason of our own; no final dot is sent. The message is tried again, unless a status says that
         it can never go to this peer ("5.6.3": it cannot be recoded)."""
-        kind = Kind.MESSAGE if status else Kind.ABORTED
-        self._fail(Trouble(self.stage, kind, words, status=status))
+        self._fail(Trouble(self.stage, Kind.MESSAGE if status else Kind.ABORTED, words, status=status))
 
     def quit(self) -> None:
         """Take leave. The driver may close without waiting for Closed."""
@@ -383,12 +381,11 @@ class Client:
         transaction, self._transaction = self._transaction, None
         if transaction:
             is_gone = trouble.kind is Kind.LOST or (trouble.reply is not None and trouble.reply.code == 421)
-            is_unheard = trouble.stage is Stage.RSET or (is_gone and not transaction.is_answered)
-            is_stale = is_unheard and transaction.is_reuse
+            is_unheard = is_gone and not transaction.is_answered
+            is_stale = transaction.is_reuse and (is_unheard or trouble.stage is Stage.RSET)
             transaction.settle(trouble)
             self._events.append(Finished(transaction.results(), is_stale, transaction.dsn_is_passed))
-        is_farewell = self._phase is _Phase.QUITTING
-        self._end(Closed(None if is_farewell else judge(trouble, self._peer)))
+        self._end(Closed(None if self._phase is _Phase.QUITTING else judge(trouble, self._peer)))
 
     def _end(self, event: Closed) -> None:
         self._phase = _Phase.CLOSED
