@@ -15,7 +15,7 @@ import click
 
 from ..events import shown
 from ..paths import Paths
-from ..spool.listing import DAMAGED
+from ..spool.listing import ARRIVING, DAMAGED, whose
 from ..spool.queue_id import is_queue_id
 from ..spool.selection import AGES, open_recipients
 from . import ask
@@ -245,14 +245,16 @@ def state_of(item: Item) -> str:
         return "active"
     if item["reason"].startswith(DAMAGED):
         return "damaged"
-    if item["where"] in ("drop", "intake", "hold"):
-        return {"hold": "held"}.get(item["where"], "arriving")
+    if item["where"] in ARRIVING:
+        return "arriving"
+    if item["where"] == "hold":
+        return "held"
     return "deferred" if item["attempts"] else "waiting"
 
 
 def summary(item: Item, now: float) -> list[str]:
     """A message in the list."""
-    sender = f"<{shown(item['sender'], MAX_SHOWN)}>" if item["recipients"] else f"(uid {item['uid']})"
+    sender = f"<{shown(item['sender'], MAX_SHOWN)}>" if item["recipients"] else whose(item)
     age = duration(now - item["arrived"])
     lines = [f"{shown(item['id'])}  {state_of(item):<8}  {age:>6}  {item['size']:>9}  {sender}"]
     if item["where"] == "hold":

@@ -251,7 +251,7 @@ def _count(paths: Paths) -> int:
     names = [name for place in queue.PLACES for name in os.listdir(f"{paths.queue}/{place}") if queue_id.id_of(name)]
     ids = {queue_id.id_of(name) for name in names}
     taken = sum(1 for name in os.listdir(paths.intake) if name[:queue_id.LENGTH] not in ids)
-    return len(names) + taken + len(os.listdir(paths.drop_new))
+    return len(names) + taken + len(os.listdir(paths.drop_new)) + len(os.listdir(paths.smtp_new))
 
 
 def _only(items: Iterator[Item], wanted: str) -> Iterator[Item]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from ..events import shown
 from ..paths import Paths
-from ..spool.listing import DAMAGED
+from ..spool.listing import ARRIVING, DAMAGED, whose
 from ..spool.selection import open_recipients
 from . import ask, queuerun
 from .ask import Item
@@ -30,7 +30,7 @@ MAX_TIME = 253_402_300_799  # the last second of the year 9999
 HEADING = "-----Q-ID----- --Size-- -----Q-Time----- ------------Sender/Recipient-----------"
 VERBOSE_HEADING = "-----Q-ID----- --Size-- -Priority- ---Q-Time--- --------Sender/Recipient--------"
 RECIPIENT_WEIGHT, ATTEMPT_WEIGHT = 30_000, 90_000  # sendmail's priority: size, plus these for each
-PLACES_OF = {"c": frozenset(("drop", "intake")), "m": frozenset(("new", "cur", "hold"))}
+PLACES_OF = {"c": ARRIVING, "m": frozenset(("new", "cur", "hold"))}
 
 # Options of sendmail(8) that mean nothing here. Those in the second set have a value, attached or as the next word.
 _WITHOUT_VALUE, _WITH_VALUE = frozenset("GIimnstU"), frozenset("BCDFfhLNORrVXopde")
@@ -173,13 +173,13 @@ def entry(item: Item, *, is_verbose: bool) -> Iterator[str]:
 def sender(item: Item) -> str:
     """The sender's column. Of mail that nobody has looked into yet, or that is damaged, only the owner is known."""
     if not item["recipients"]:
-        return f"(uid {item['uid']})"
+        return whose(item)
     return f"<{shown(item['sender'], MAX_SHOWN)}>" if item["sender"] else "MAILER-DAEMON"
 
 
 def reason_of(item: Item) -> str:
     """Why it waits, in sendmail's words where there are some; "" if it has only just come."""
-    if item["where"] in PLACES_OF["c"]:
+    if item["where"] in ARRIVING:
         return "queued, to be taken in"
     reason = shown(item["reason"], MAX_SHOWN)
     if not reason or reason.startswith(("Deferred", DAMAGED)):

@@ -1,8 +1,8 @@
 """What there is to see of a queued message: one plain object for mailq, `pysendmail queue` and scripts.
 
 The keys are an interface (docs/ARCHITECTURE.md); numbers are seconds since the epoch or bytes. `scan` reads a spool
-without its runner, for root when the daemon is down; of drop files it shows owner, size and age alone, since nobody has
-checked their contents (Postfix 2026-06: a crafted drop file crashed its lister).
+without its runner, for root when the daemon is down; of drop files, and of those of listeners, it shows owner, size and
+age alone, since nobody has checked their contents (Postfix 2026-06: a crafted drop file crashed its lister).
 """
 
 import os
@@ -17,6 +17,8 @@ from .queue_file import read_envelope
 from .record import Damaged
 
 Item = dict[str, Any]
+ARRIVING = frozenset(("drop", "smtp", "intake"))  # places of what is not in the queue yet
+BY_SMTP = -1  # the uid of what came that way
 Lifetimes = Callable[[str], int]  # seconds by sender: config.QueueSettings.lifetime_of
 DAMAGED = "damaged: "  # how the reason of a message begins that cannot be read
 
@@ -63,7 +65,7 @@ def scan(paths: Paths, clock: float, lifetime_of: Lifetimes) -> Iterator[Item]:
         if item is not None:
             listed.add(entry.id)
             yield item
-    for place, directory in (("intake", paths.intake), ("drop", paths.drop_new)):
+    for place, directory in (("intake", paths.intake), ("drop", paths.drop_new), ("smtp", paths.smtp_new)):
         with os.scandir(directory) as files:
             for file in sorted(files, key=lambda file: file.name):
                 if place == "intake" and file.name[:14] in listed:
@@ -72,7 +74,8 @@ def scan(paths: Paths, clock: float, lifetime_of: Lifetimes) -> Iterator[Item]:
                     seen = file.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                yield _bare(file.name[:14], place, seen.st_uid) | {"size": seen.st_size, "arrived": seen.st_mtime}
+                uid = BY_SMTP if place == "smtp" else seen.st_uid
+                yield _bare(file.name[:14], place, uid) | {"size": seen.st_size, "arrived": seen.st_mtime}
 
 
 def _read(queue: Queue, entry: Entry, lifetime_of: Lifetimes, now: float) -> Item | None:
@@ -88,6 +91,11 @@ def damaged(entry: Entry, problem: Exception, now: float) -> Item:
     """The listing of a message that cannot be read."""
     return _bare(entry.id, entry.place, entry.uid) | {
         "arrived": queue_id.made_at(entry.id, now), "attempts": entry.attempts, "reason": f"{DAMAGED}{problem}"}
+
+
+def whose(item: Item) -> str:
+    """For people, of a message of which no more is known."""
+    return "(by SMTP)" if item["uid"] == BY_SMTP else f"(uid {item['uid']})"
 
 
 def _bare(name: str, place: str, uid: int) -> Item:

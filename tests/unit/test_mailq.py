@@ -318,12 +318,14 @@ def test_with_the_daemon_down_whoever_owns_the_spool_reads_it(paths: Paths, out:
     queued(paths, "0WkDdmTe001000", ["bob@example.com"])
     queued(paths, "0WkDdmTe001001", ["carol@example.com"])
     Path(f"{paths.drop_new}/1234.abc").write_bytes(b"\x1b[2J evil\n")
+    Path(f"{paths.smtp_new}/0WkDdmTe004000").write_bytes(b"\x1b[2J evil\n")
     Path(f"{paths.queue}/new/0WkDdmTe001002").write_bytes(b"torn")
     Path(f"{paths.queue}/new/.nfs0001").write_bytes(b"foreign")
     code, printed, errors = out(paths)
     assert (code, errors) == (0, "")
-    assert printed.startswith("\t\t/var/spool/pysendmail/queue (4 requests)\n")
-    assert printed.endswith(FOOTER + "4\n")
+    assert printed.startswith("\t\t/var/spool/pysendmail/queue (5 requests)\n")
+    assert printed.endswith(FOOTER + "5\n")
+    assert re.search(r"^0WkDdmTe004000 +10 .* \(by SMTP\)$", printed, re.MULTILINE)
     assert "0WkDdmTe001000       18 Sun Jun 15 15:06 <alice@example.org>\n\t\t\t\t\t <bob@example.com>\n" in printed
     assert "(damaged: " in printed
     assert "evil" not in printed
