@@ -202,8 +202,12 @@ class Filter(asyncio.Protocol):
         if self._failure is None and self._conversation.is_ready:
             self._conversation.quit()
             self._write()
-        if self._transport is not None:
-            self._transport.close()  # what is to be written is written first
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size():  # it does not read: nobody waits until it does
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     def close(self) -> None:
         """Break it off."""

@@ -404,6 +404,42 @@ def test_who_gives_up_waiting_leaves_no_answer_behind(tmp_path: Path) -> None:
     assert one.letters() == "OCH" + "OCHMQ"
 
 
+def test_a_session_does_not_outlive_its_client_for_a_filter_that_has_stopped_reading(tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(4 + 13)
+        assert isinstance(writer.transport, asyncio.ReadTransport)
+        writer.transport.pause_reading()
+        writer.write(agreement(options=0xFF280))  # no answers to anything
+        await over.wait()
+        writer.close()
+
+    async def play() -> None:
+        server = await asyncio.start_unix_server(serve, str(tmp_path / "filter"))
+        terms = Terms((f"unix:{tmp_path}/filter",), "tempfail", Limits(TIMEOUT, 1000, str(tmp_path)))
+        chain = Chain(terms, dict(MACROS), lambda _: None)
+        await chain.connected("x", "192.0.2.7", 1)
+        await chain.sender("a@example.org")
+        (link,) = chain._links
+        one = link.filter
+        assert one is not None
+        large = Draft(DRAFT.envelope, Text(TRACE, HEAD, lambda: (b"x" * 99 + b"\n" for _ in range(100_000))))
+        asking = asyncio.ensure_future(chain.examine(large))
+        while one._flow is None:
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        chain.close()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert one.failure is not None, "the connection is closed"
+        over.set()
+        server.close()
+        await asyncio.sleep(0.001)
+
+    over = asyncio.Event()
+    run_jumping(play())
+
+
 def test_a_filter_that_was_restarted_between_messages_is_met_again(tmp_path: Path) -> None:
     async def play(chain: Chain) -> list[Answer]:
         found = [(await whole(chain))[0]]
