@@ -111,15 +111,10 @@ class Conversation:
             self._outgoing.append(packet(milter_wire.ABORT))
         self._is_in_message = self._message_is_decided = False
 
-    def quit(self, *, stay: bool = False) -> bool:
-        """The session is over; stay: another one is to follow on this connection. Whether it can."""
-        if self._state is not _State.READY or not stay or self._terms.version < milter_terms.VERSION:
-            self._outgoing.append(packet(milter_wire.QUIT))
-            self._state = _State.OVER
-            return False
-        self._outgoing.append(packet(milter_wire.QUIT_AND_STAY))
-        self._session_is_decided = self._message_is_decided = self._is_in_message = False
-        return True
+    def quit(self) -> None:
+        """The session is over, and so is the conversation."""
+        self._outgoing.append(packet(milter_wire.QUIT))
+        self._state = _State.OVER
 
     def data_to_send(self) -> bytes:
         """What is to be written now; taken, not copied."""

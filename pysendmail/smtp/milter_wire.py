@@ -35,7 +35,7 @@ class Stage(Enum):
     UNKNOWN = b"U"
 
 
-NEGOTIATE, MACROS, ABORT, QUIT, QUIT_AND_STAY = b"O", b"D", b"A", b"Q", b"K"
+NEGOTIATE, MACROS, ABORT, QUIT = b"O", b"D", b"A", b"Q"
 
 
 class Action(IntFlag):

@@ -357,21 +357,11 @@ def test_there_is_nothing_to_abort_without_a_message_or_after_its_end() -> None:
     assert conversation.data_to_send() == b""
 
 
-@pytest.mark.parametrize(("version", "stay", "letter", "may_go_on"), [
-    (6, True, b"K", True), (6, False, b"Q", False), (5, True, b"Q", False)])
-def test_leaving_and_staying(version: int, stay: bool, letter: bytes, may_go_on: bool) -> None:
-    conversation = met(version=version)
-    assert conversation.quit(stay=stay) is may_go_on
-    assert packets_of(conversation.data_to_send()) == [(letter, b"")]
-    assert conversation.is_ready is may_go_on
-
-
-def test_who_stays_hears_of_the_next_session_whatever_it_said_of_the_last() -> None:
-    conversation = asked(Stage.CONNECT)
-    conversation.receive(pack(b"a"))
-    conversation.next_said()
-    assert conversation.quit(stay=True)
-    assert conversation.tell(Stage.CONNECT, b"x\0U")
+def test_leaving() -> None:
+    conversation = met()
+    conversation.quit()
+    assert packets_of(conversation.data_to_send()) == [(b"Q", b"")]
+    assert not conversation.is_ready
 
 
 def feed(conversation: Conversation, packets: Iterator[bytes]) -> None:
