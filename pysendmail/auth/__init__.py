@@ -48,6 +48,9 @@ class Authenticator(Protocol):
     def mechanisms(self) -> tuple[str, ...]:
         """Those of smtp.profile.MECHANISMS that can be offered; none without a back end."""
 
+    def begin(self) -> None:
+        """The event loop runs. Called once, before anybody logs in."""
+
     async def authenticate(self, login: LoginGiven, client: Client) -> tuple[Reply, str]:
         """235, 535 or 454; a 421 for a client that has failed too often. It has been logged. With 235 who is logged in,
         as whoever knows passwords calls him."""

@@ -105,10 +105,7 @@ class Keeper:
 
 
 class Logins:
-    """The Authenticator of one listener. channel: to its keeper, None = there is none. clock: never goes back.
-
-    Made before the event loop runs; what needs the loop is made with the first login.
-    """
+    """The Authenticator of one listener. channel: to its keeper, None = there is none. clock: never goes back."""
 
     def __init__(self, config: Config, events: ClientEvents, channel: socket.socket | None,
                  clock: Callable[[], float], delay: float = DELAY) -> None:
@@ -123,6 +120,11 @@ class Logins:
     @property
     def mechanisms(self) -> tuple[str, ...]:
         return MECHANISMS if self._dovecot is not None or self._channel is not None else ()
+
+    def begin(self) -> None:
+        """From now on it shows when the keeper ends, also before there was a login: that one would hear 454."""
+        if self._channel is not None:
+            self._keeper = Keeper(self._channel, self._keeper_ended)
 
     async def authenticate(self, login: LoginGiven, client: Client) -> tuple[Reply, str]:
         user = login.user
@@ -154,19 +156,14 @@ class Logins:
             except dovecot.Trouble as problem:
                 is_known = False
                 self._events.trouble(f"Dovecot cannot check a password: {problem}")
-        if self._channel is not None:
+        if self._keeper is not None:
             try:
-                if await self._the_keeper(self._channel).check(login.user, login.password):
+                if await self._keeper.check(login.user, login.password):
                     return _YES, login.user
             except Trouble as problem:
                 is_known = False
                 self._events.trouble(f"a password cannot be checked: {problem}")
         return (_NO if is_known else _UNKNOWN), login.user
-
-    def _the_keeper(self, channel: socket.socket) -> Keeper:
-        if self._keeper is None:
-            self._keeper = Keeper(channel, self._keeper_ended)
-        return self._keeper
 
     def _keeper_ended(self) -> None:
         """Only root can make another one: this listener ends, and the supervisor starts the two of them anew."""

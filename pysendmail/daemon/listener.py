@@ -86,6 +86,8 @@ async def _serve(paths: Paths, config: Config, users: Users, events: ClientEvent
     loop.add_signal_handler(signal.SIGTERM, listener.stop)
     loop.add_signal_handler(signal.SIGINT, listener.stop)
     loop.add_signal_handler(signal.SIGHUP, listener.retire)
+    if share.logins is not None:
+        share.logins.begin()
     listener.open()
     await listener.ended()
     return EX_OK

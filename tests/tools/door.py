@@ -60,6 +60,9 @@ class Logins:
 
     mechanisms = ("PLAIN", "LOGIN")
 
+    def begin(self) -> None:
+        pass
+
     async def authenticate(self, login: requests.LoginGiven, client: auth.Client) -> tuple[Reply, str]:
         if login.user == "trouble":
             return reply(454, "4.7.0", "cannot say"), ""

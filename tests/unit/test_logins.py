@@ -324,6 +324,7 @@ def run(play: Callable[[Logins], Awaitable[Any]], *, channel: socket.socket | No
 
     async def session() -> Any:
         made = Logins(config, ClientEvents(lambda _, text: log.append(text)), channel, clock, delay=0.0)
+        made.begin()
         try:
             return await play(made)
         finally:
@@ -387,6 +388,20 @@ def test_a_listener_without_its_keeper_ends(monkeypatch: pytest.MonkeyPatch) -> 
     assert code == 454
     assert killed == [(os.getpid(), signal.SIGTERM)]
     assert "has ended" in log[-1] or "has ended" in log[-2]
+
+
+def test_a_listener_notices_at_once_that_its_keeper_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when somebody logs in."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def play(_: Logins) -> None:
+        theirs.close()
+        await asyncio.sleep(0.001)
+
+    run(play, channel=ours)
+    assert killed == [os.getpid()]
 
 
 def test_a_keeper_that_is_silent(keep: Any) -> None:
