@@ -212,7 +212,8 @@ class Relay:
         context = None
         if usage is not Tls.NEVER or place.is_encrypted:
             try:
-                context = self._contexts.get(policy)
+                # What is good enough for mail that may go in the clear is not so for a password.
+                context = self._contexts.get(tls.Policy.ENCRYPT if logs_in and usage is Tls.MAY else policy)
             except OSError as trouble:
                 words = f"{self._relay.ca_file or 'the certificates of the system'}: {trouble.strerror or trouble}"
                 return judge(Trouble(Stage.STARTTLS, Kind.TLS, words), peer)

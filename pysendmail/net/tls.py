@@ -1,8 +1,9 @@
 """TLS towards other hosts: which contexts there are, and what a finished handshake is worth.
 
 MAY: encrypt if the peer can, whoever it is; that protects from those who only listen, and a host with an expired
-certificate gets its mail. ENCRYPT: the same, or no mail. VERIFY: the certificate must be valid for the name that the
-settings give. Never less than TLS 1.2. RFC 8446, RFC 7435 (opportunistic security), RFC 6125 (names).
+certificate, or with keys that are short by now, gets its mail. ENCRYPT: the same with keys that are not, or no mail.
+VERIFY: the certificate must be valid for the name that the settings give. Never less than TLS 1.2. RFC 8446, RFC 7435
+(opportunistic security), RFC 6125 (names).
 """
 
 import ssl
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from enum import Enum
 
 from ..mail.outcome import one_line
+
+WEAK = "DEFAULT:@SECLEVEL=1"  # keys of 1024 bits, where the choice is between them and no TLS
 
 
 class Policy(Enum):
@@ -28,14 +31,13 @@ class Contexts:
 
     def __init__(self, ca_file: str) -> None:
         self._ca_file = ca_file
-        self._made: dict[bool, ssl.SSLContext] = {}
+        self._made: dict[Policy, ssl.SSLContext] = {}
 
     def get(self, policy: Policy) -> ssl.SSLContext:
         """Raises OSError: the certificates cannot be read."""
-        must_verify = policy is Policy.VERIFY
-        if must_verify not in self._made:
-            self._made[must_verify] = _verifying(self._ca_file) if must_verify else _trusting()
-        return self._made[must_verify]
+        if policy not in self._made:
+            self._made[policy] = _verifying(self._ca_file) if policy is Policy.VERIFY else _trusting(policy)
+        return self._made[policy]
 
 
 def _verifying(ca_file: str) -> ssl.SSLContext:
@@ -44,11 +46,13 @@ def _verifying(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-def _trusting() -> ssl.SSLContext:
+def _trusting(policy: Policy) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    if policy is Policy.MAY:
+        context.set_ciphers(WEAK)
     return context
 
 

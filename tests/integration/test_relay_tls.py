@@ -4,6 +4,7 @@ import asyncio
 import base64
 import re
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,26 @@ def test_tls_that_does_not_work_is_done_without_where_nobody_asks_for_it() -> No
     assert not answers[1].handshakes
     assert len(sink.sessions) == 3
     assert sink.commands("STARTTLS") == ["STARTTLS"]
+
+
+@pytest.mark.parametrize(("settings", "status"), [
+    ({"tls": "may"}, "2.0.0"), ({"tls": "encrypt"}, "4.7.5"),
+    ({"tls": "may", "username": "relay", "password": "secret"}, "4.7.5")])
+def test_short_keys_are_better_than_none_but_for_a_password(settings: dict[str, str], status: str,
+                                                            tmp_path: Path) -> None:
+    short, key, chain = (tmp_path / name for name in ("dh.pem", "key.pem", "chain.pem"))
+    for words in (["dhparam", "-dsaparam", "-out", short, "1024"],
+                  ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", key, "-out", chain]):
+        subprocess.run(["openssl", *words], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("DHE-RSA-AES256-GCM-SHA384:@SECLEVEL=0")
+    context.load_dh_params(short)
+    with Sink(tls=context, users=USERS if "username" in settings else None) as sink:
+        (answer,) = run(sink, **settings)
+    assert statuses(answer) == [status]
+    assert [one.is_encrypted for one in sink.envelopes] == ([True] if status == "2.0.0" else [])
 
 
 @pytest.mark.parametrize("policy", ["may", "encrypt"])
