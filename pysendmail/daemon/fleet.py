@@ -27,6 +27,7 @@ MAX_PROCESSES = 2
 BUSY_AT = 64  # shipments with each process before another one is asked for
 PACKETS_AT_ONCE = 16  # read before others have their turn
 IDLE = 60.0  # seconds that a process is kept without work
+SPARE_IDLE = 10.0  # the same while there are others: each has some 15 MB
 OPENING = 1800.0  # seconds for finding a host that lets us in
 GRACE = 120.0  # seconds that a process may exceed its own limits
 
@@ -177,7 +178,7 @@ class Fleet:
         """End processes that are idle or stuck. Called often."""
         now = self._loop.time()
         for process in list(self._processes):
-            if not process.sent and now - process.moved > IDLE:
+            if not process.sent and now - process.moved > (IDLE if len(self._processes) == 1 else SPARE_IDLE):
                 self._lose(process, GONE)
             elif any(job.until < now for job in process.sent.values()):
                 self._warn(f"relay process {process.pid} is stuck and is ended")

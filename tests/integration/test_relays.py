@@ -593,6 +593,22 @@ def test_a_process_without_work_is_ended_and_another_asked_for_later(monkeypatch
     run(scenario)
 
 
+def test_of_several_processes_without_work_one_is_kept_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "TICK", 0.01)
+    monkeypatch.setattr(fleet, "BUSY_AT", 1)
+    monkeypatch.setattr(fleet, "SPARE_IDLE", 0.0)
+
+    async def scenario(runner: Runner) -> None:
+        runner.deliver("one.example")
+        first = await runner.relay()
+        runner.deliver("other.example")
+        await runner.until(lambda: len(runner.made) == 2 and runner.made[1].is_closed)
+        first.answer(*first.held)
+        await asyncio.sleep(5 * relays.TICK)
+        assert not first.is_closed
+    run(scenario)
+
+
 def test_a_relay_that_does_not_read_gets_its_shipments_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "MAX_PROCESSES", 1)
 
