@@ -2,8 +2,9 @@
 
 It reads no message, no address but a user's name, and opens no path in a directory that anyone but root can write.
 Who parses has no privilege; who has privilege does not parse. It stays single-threaded and small, since each agent is
-a fork of it (2 ms at 20 MB); who a user is, is looked up in the fork, and nothing here waits for anything but its
-sockets. Where it is not root (the demo, tests) agents keep its own uid.
+a fork of it (3 ms; most of that is the copying of pages that one of the two writes); who a user is, is looked up in the
+fork, and nothing here waits for anything but its sockets. Where it is not root (the demo, tests) agents keep its own
+uid.
 
 `Spawner.serve` runs until told to stop; SIGCHLD, SIGTERM and SIGHUP arrive through a wake-up descriptor, and handlers
 do nothing but that (sendmail CVE-2006-0058: work inside a signal handler).
