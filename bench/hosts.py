@@ -81,14 +81,16 @@ class Host:
             shutil.rmtree(old)
         print(f"bench: installing {name}", flush=True)
         building = Debian.copy_of(self.suite)
-        building.install("rsyslog")
-        self.install(building)
-        building.chroot("apt-get", "clean")
-        for timer in TIMERS:
-            building.chroot("systemctl", "mask", timer, check=False)
-        add_users(building, (*USERS, *LISTED))
-        subprocess.run(["cp", "-a", f"{building.root}/.", f"{image}.part"], check=True)
-        building.remove()
+        try:
+            building.install("rsyslog")
+            self.install(building)
+            building.chroot("apt-get", "clean")
+            for timer in TIMERS:
+                building.chroot("systemctl", "mask", timer, check=False)
+            add_users(building, (*USERS, *LISTED))
+            subprocess.run(["cp", "-a", f"{building.root}/.", f"{image}.part"], check=True)
+        finally:
+            building.remove()
         Path(f"{image}.part").rename(image)
         return image
 
