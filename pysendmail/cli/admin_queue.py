@@ -6,6 +6,7 @@ escaped, and JSON is ASCII.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def list_(paths: Paths, as_json: bool, **chosen: Any) -> int:
     answer = ask.ask(paths, {"do": "list", "filter": filter_of(chosen)})
     count, now = 0, time.time()
     if as_json:
-        count = len(_print_array(answer))
+        count = len(_print_array(answer, sys.stdout.write))
     else:
         for item in answer:
             click.echo("\n".join(summary(item, now)))
@@ -188,11 +189,14 @@ _changing("requeue", "Look up aliases and routes of messages anew, and try them.
 
 
 def _change(paths: Paths, verb: str, wanted: dict[str, Any], *, is_dry: bool, as_json: bool) -> int:
-    """Ask for it and say what became of each. 75 if a message could not be changed, 66 if a named one is not there."""
+    """Ask for it and say what became of each. 75 if a message could not be changed, 66 if a named one is not there.
+
+    A reader that goes away (| head) does not leave it half done: the daemon stops where nobody takes its answer.
+    """
     answer = ask.ask(paths, {"do": verb, "filter": wanted, "dry_run": is_dry})
     refused, changed = 0, 0
     if as_json:
-        for item in _print_array(answer):
+        for item in _print_array(answer, _tell):
             refused += item.get("result", "ok") != "ok"
             changed += 1
     else:
@@ -200,25 +204,33 @@ def _change(paths: Paths, verb: str, wanted: dict[str, Any], *, is_dry: bool, as
         for item in answer:
             result = item.get("result", "ok")
             words = result if result != "ok" else f"would be {past}" if is_dry else past
-            click.echo(f"{shown(item['id'])}: {shown(words, MAX_SHOWN)}", err=result != "ok")
+            _tell(f"{shown(item['id'])}: {shown(words, MAX_SHOWN)}\n", err=result != "ok")
             refused += result != "ok"
             changed += 1
         if not changed:
-            click.echo("no message in the queue fits", err=True)
+            _tell("no message in the queue fits\n", err=True)
     if refused:
         return EX_TEMPFAIL
     return EX_NOINPUT if "id" in wanted and not changed else EX_OK
 
 
-def _print_array(answer: ask.Answer) -> list[Item]:
+def _tell(text: str, *, err: bool = False) -> None:
+    """Print it now; nothing from now on, once nobody reads that any more."""
+    try:
+        click.echo(text, nl=False, err=err)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
+
+
+def _print_array(answer: ask.Answer, write: Callable[[str], object]) -> list[Item]:
     """Print listings as one JSON array, an entry a line, as they come; what was printed, without its recipients."""
     seen = []
     separator = "[\n"
     for item in answer:
-        sys.stdout.write(separator + json.dumps(item))
+        write(separator + json.dumps(item))
         separator = ",\n"
         seen.append({"id": item["id"], "result": item.get("result", "ok")})
-    sys.stdout.write("\n]\n" if seen else "[]\n")
+    write("\n]\n" if seen else "[]\n")
     return seen
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -27,6 +28,7 @@ PATIENCE = 10.0  # the same before its first word, if the files have the answer
 MAX_REQUEST = 256 * 1024  # bytes, the daemon's limit: as many ids as xargs gives at once
 MAX_LINE = 64 * 1024 * 1024  # bytes of one listing: the largest number of recipients, with a reason for each
 CHUNK = 256 * 1024  # bytes read at once
+CONNECT_AGAIN = 0.1  # seconds
 FROM_SPOOL = frozenset(("list", "show"))
 IN_SPOOL = frozenset(("hold", "release", "delete", "requeue"))
 
@@ -103,17 +105,21 @@ def _from_daemon(paths: Paths, request: Request, patience: float) -> Answer:
 
 
 def _connect(path: str, timeout: float) -> socket.socket:
+    until = time.monotonic() + timeout
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.settimeout(timeout)
-        connection.connect(path)
-    except TimeoutError:
-        connection.close()
-        raise Silent
-    except OSError:
+        while True:
+            try:
+                connection.connect(path)
+                return connection
+            except BlockingIOError:  # others wait to be accepted, as many as may, perhaps by one that hangs
+                if time.monotonic() >= until:
+                    raise Silent
+                time.sleep(CONNECT_AGAIN)
+    except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def _conversation(connection: socket.socket, line: bytes) -> Iterator[Item]:
@@ -181,8 +187,6 @@ def may_read(paths: Paths) -> bool:
 
 
 def _from_spool(paths: Paths, request: Request) -> Answer:
-    import time
-
     from ..config import ConfigError, QueueSettings, read
     from ..spool import listing, selection
     try:
@@ -205,8 +209,6 @@ def _from_spool(paths: Paths, request: Request) -> Answer:
 
 def _in_spool(paths: Paths, request: Request) -> Iterator[Item]:
     """Change messages in the files. The settings are read first: as root, who alone may read all of them."""
-    import time
-
     from ..config import ConfigError, read
     from ..daemon import offline
     from ..events import Events, Syslog

@@ -1,10 +1,10 @@
 """The control socket: who is queued, and what shall become of it.
 
-A client sends one JSON object in one line and gets JSON lines: {"begin": {"count": ...}} where all are asked for and
-may be seen, {"item": ...} for each message, then {"end": {...}} or {"error": text, "code": sysexits}. Who asks is the
-kernel's word: root and our own user may see and do everything, others see what they have submitted themselves (or all
-of it, by setting) and may change nothing. A client that sends rubbish, or reads slowly, costs its own connection; how
-many there are is bounded for all but root.
+A client sends one JSON object in one line and gets JSON lines: {"begin": {}} at once where a list is asked for, without
+a filter with the "count" of all messages; {"item": ...} for each message, then {"end": {...}} or {"error": text,
+"code": sysexits}. Who asks is the kernel's word: root and our own user may see and do everything, others see what they
+have submitted themselves (or all of it, by setting) and may change nothing. A client that sends rubbish, or reads
+slowly, costs its own connection; how many there are is bounded for all but root.
 """
 
 import asyncio
@@ -173,9 +173,9 @@ class ControlProtocol(asyncio.Protocol):
         if self._task is not None or self._transport is None or self._transport.is_closing():
             return
         self._buffer += data
-        line, newline, _ = self._buffer.partition(b"\n")
-        if newline:
-            self._task = asyncio.get_running_loop().create_task(self._serve(bytes(line)))
+        if b"\n" in data:
+            line = bytes(self._buffer.partition(b"\n")[0])
+            self._task = asyncio.get_running_loop().create_task(self._serve(line))
         elif len(self._buffer) > MAX_REQUEST:
             self._fail(EX_USAGE, "request is too long")
 
@@ -236,8 +236,8 @@ class ControlProtocol(asyncio.Protocol):
     async def _list(self, asked: dict[str, Any], wanted: selection.Predicate) -> None:
         count = size = 0
         held: list[bytes] = []  # written together
-        if not asked:  # how many there are is no secret: monitors run as ordinary users
-            self._write({"begin": {"count": self._door.count}})
+        # How many there are is no secret: monitors run as ordinary users.
+        self._write({"begin": {} if asked else {"count": self._door.count}})
         async for line in self._matching(asked, wanted):
             held.append(line)
             count += 1

@@ -207,6 +207,8 @@ class Supervisor:
         if code != 0:
             self.log(WARNING, f"SYSERR(root): runner ended ({code}) after {lived:.0f} s, starting another")
             self.wait = RESTART_FIRST if lived > STEADY_AFTER else min(max(self.wait * 2, RESTART_FIRST), RESTART_MOST)
+            # Whoever waits for us (the boot) shall not wait for what may last, such as a disk that became read-only.
+            self.notify.tell("READY=1", "STATUS=the runner has ended, and is started again; the log says why")
         else:
             self.wait = 0.0
         self.restart_at = time.monotonic() + self.wait

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,27 @@ def test_of_a_daemon_that_hangs_the_owner_of_the_spool_sees_the_files(
     with Control(paths, b"", hangs=True):
         code, printed, errors = out(paths)
     assert (code, errors) == (0, "pysendmaild does not answer; this is what the files say\n")
+    assert "<bob@example.net>" in printed
+
+
+@pytest.mark.parametrize("gives_up", [True, False])
+def test_where_as_many_wait_as_may_one_waits_for_a_place(
+        paths: Paths, out: Any, monkeypatch: pytest.MonkeyPatch, gives_up: bool) -> None:
+    """Clients that have given up go on taking places at a socket whose daemon hangs."""
+    queued(paths, "0WkDdmTe001000", ["bob@example.net"])
+    monkeypatch.setattr(ask, "PATIENCE", 0.0 if gives_up else 10.0)
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other, ExitStack() as accepted:
+        server.bind(paths.control)
+        server.listen(0)
+        other.connect(paths.control)
+
+        def wait(_seconds: float) -> None:
+            accepted.enter_context(server.accept()[0])
+            server.close()  # whoever comes too late is refused, and reads the files
+        monkeypatch.setattr(time, "sleep", wait)
+        code, printed, errors = out(paths)
+    assert code == 0
+    assert errors == ("pysendmaild does not answer; this is what the files say\n" if gives_up else "")
     assert "<bob@example.net>" in printed
 
 

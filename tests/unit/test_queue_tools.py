@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from pysendmail.spool.queue import Queue
 from tests.tools.control import Control, item
 from tests.tools.control import listing as answer
 
+ROOT = Path(__file__).resolve().parents[2]
 ID = "0WkDdmTe000"
 TEXT = b"Subject: x\n\nFrom here on\ntext\n"
 
@@ -114,6 +118,26 @@ def test_the_settings_say_when_mail_expires(
     waiting(queue)
     listed, = json.loads(run("queue", "list", "--json")[1])
     assert round(listed["expires"] - listed["arrived"]) == lifetime
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_reader_that_goes_away_leaves_no_change_half_done(queue: Queue, paths: Paths, form: list[str]) -> None:
+    """pysendmail queue hold --all | head"""
+    known = [waiting(queue, number) for number in range(3)]
+    damaged = known.pop()
+    entry = queue.find(damaged)
+    assert entry is not None
+    with open(f"{paths.queue}/cur/{entry.name}", "wb") as file:
+        file.write(b"rubbish")
+    program = (f"from pysendmail.cli.admin import main; from pysendmail.paths import Paths; import sys\n"
+               f"sys.exit(main(['queue', 'hold', '--all', *sys.argv[1:]], Paths({paths.root!r})))")
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as nobody:
+        done = subprocess.run([sys.executable, "-c", program, *form], cwd=ROOT, stdout=nobody, stderr=nobody,
+                              timeout=30, check=False)
+    assert done.returncode == 75, "the damaged one"
+    assert {one.place for one in queue.entries() if one.id in known} == {"hold"}
 
 
 def test_what_a_crash_left_half_taken_in_is_refused(run: Run, queue: Queue, paths: Paths) -> None:

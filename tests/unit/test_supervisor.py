@@ -104,6 +104,14 @@ def test_end_that_was_ordered_starts_nothing(one: Supervisor, now: list[float]) 
     assert (one.runner, one.restart_at) == (None, 0.0)
 
 
+def test_nobody_waits_for_a_runner_that_cannot_start(one: Supervisor, heard: Heard, now: list[float]) -> None:
+    """On a disk that cannot be written, say: the boot would stand still until the service manager gives up."""
+    for code, told in ((0, 0), (module.EX_SOFTWARE, 1)):
+        one.runner = runner()
+        one._runner_ended(code)
+        assert heard.lines.count("READY=1") == told
+
+
 def test_fork_that_fails_is_tried_again_later(
         one: Supervisor, now: list[float], log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> int:
