@@ -1,9 +1,9 @@
 """DKIM: whose signatures a message bears, and whether they hold. The work is dkimpy's (Debian: python3-dkim).
 
-A signature that covers only the beginning of the body ("l=") proves nothing about the rest, which anybody may have
-added, and one that is made with SHA-1 proves nothing at all: neither counts ("policy"). Runs in a worker thread, on the
-whole message in memory, so that only messages up to MAX_MESSAGE are looked at. Our own signatures are made in
-auth/signing.py.
+A signature that covers only the beginning of the body ("l=", where that is not all of it) proves nothing about the
+rest, which anybody may have added, and one that is made with SHA-1 proves nothing at all: neither counts ("policy").
+Runs in a worker thread, on the whole message in memory, so that only messages up to MAX_MESSAGE are looked at. Our own
+signatures are made in auth/signing.py.
 
 A regular expression or a power that takes a minute stops the whole process, threads or not. So the library gets no
 signature or key with which its take more than linear time, and a linear one in the place of that for bodies.
@@ -22,7 +22,7 @@ from .optional import optional
 MAX_MESSAGE = 5 * 1024 * 1024  # bytes; the library needs several times as much memory
 MAX_SIGNATURES = 5  # that are looked at; whoever sends more wants us busy
 MAX_TEXT = 255  # characters of a domain or selector
-MAX_FIELD = 4096  # bytes of a signature; one by an RSA key of 4096 bits, over fifty names, has half of that
+MAX_FIELD = 8192  # bytes of a signature; one by an RSA key of 4096 bits, over fifty names, has 2000; "z=" adds a header
 MAX_BLANKS = 64  # in a row in a signature, line ends included
 MAX_KEY = 1000  # bytes of a key's record; one with 4096 bits, the largest that RFC 8301 wants read, has 760
 
@@ -97,11 +97,17 @@ def _check(library: Any, message: bytes, number: int, lookups: Lookups) -> DkimR
     signature = getattr(verifier, "signature_fields", None) or {}
     if troubles and result != "pass":
         result, words = troubles[-1], _WORDS[troubles[-1]]
-    elif result == "pass" and b"l" in signature:
+    elif result == "pass" and b"l" in signature and not _covers_all(library, verifier, signature):
         result, words = "policy", "covers a part of the body"
     elif result == "pass" and signature.get(b"a") == b"rsa-sha1":
         result, words = "policy", "made with SHA-1"
     return DkimResult(result, _text(signature.get(b"d", b"")), _text(signature.get(b"s", b"")), words)
+
+
+def _covers_all(library: Any, verifier: Any, signature: dict[bytes, bytes]) -> bool:
+    """Whether a good signature with "l=" is one of the whole body."""
+    form = library.CanonicalizationPolicy.from_c_value(signature.get(b"c"))
+    return int(signature[b"l"]) >= len(form.canonicalize_body(verifier.body))
 
 
 def _text(value: bytes) -> str:

@@ -155,7 +155,7 @@ class _Connection(asyncio.Protocol):
     def _answer(self, asked: "asyncio.Future[str | None]", verb: str, parameters: Mapping[str, str]) -> None:
         if verb == "FAIL" and ("temp" in parameters or parameters.get("code") == "temp_fail"):
             self._fail(asked, Trouble(parameters.get("reason", "") or "Dovecot cannot tell now"))
-        elif not parameters.get("user", "").isprintable():  # escaped: no name that anybody has
+        elif verb == "OK" and not parameters.get("user", "").isprintable():  # escaped: no name that anybody has
             self._fail(asked, Trouble("a user whose name cannot be read"))
         elif not asked.done():
             asked.set_result(parameters.get("user", "") if verb == "OK" else None)

@@ -11,16 +11,15 @@ import concurrent.futures
 
 from ..net.resolver import Answer, Kind, Resolver, State
 
-LIMIT = 20.0  # seconds for one answer, as RFC 7208 section 4.6.4 has it for a whole check
+LIMIT = 5.0  # seconds for one answer: a forger whose own servers are slow must not use up the time of a whole check
 
 
 class Lookups:
     """DNS for a worker thread. loop: where the resolver lives; it must not be the caller's."""
 
-    def __init__(self, resolver: Resolver, loop: asyncio.AbstractEventLoop, limit: float = LIMIT) -> None:
+    def __init__(self, resolver: Resolver, loop: asyncio.AbstractEventLoop) -> None:
         self._resolver = resolver
         self._loop = loop
-        self._limit = limit
 
     def ask(self, name: str, kind: Kind) -> Answer:
         """Waits."""
@@ -29,10 +28,10 @@ class Lookups:
         except RuntimeError:  # the loop has ended, and the process is about to
             return Answer(State.TROUBLE, words="the resolver has ended")
         try:
-            return asking.result(self._limit)
+            return asking.result(LIMIT)
         except (TimeoutError, concurrent.futures.CancelledError):
             asking.cancel()
-            return Answer(State.TROUBLE, words=f"no answer from DNS about {name} within {self._limit:g} seconds")
+            return Answer(State.TROUBLE, words=f"no answer from DNS about {name} within {LIMIT:g} seconds")
 
     def text(self, name: str) -> tuple[list[bytes], bool]:
         """(the TXT records of a name, whether that is all there is to know)."""

@@ -17,6 +17,7 @@ from .optional import optional
 RESULTS = frozenset(("pass", "fail", "softfail", "neutral", "none", "permerror", "temperror"))  # RFC 7208 section 2.6
 MAX_WORDS = 200  # characters of an explanation, which is a stranger's text
 MAX_RECORD = 8192  # characters of a record; RFC 7208 section 3.4 wants less than 512
+QUERIES = 20  # seconds for all of DNS (RFC 7208 section 4.6.4)
 MAX_TERM = 512  # characters of a term in it, and of an explanation
 
 _KINDS = {"A": Kind.A, "AAAA": Kind.AAAA, "MX": Kind.MX, "PTR": Kind.PTR, "TXT": Kind.TXT}
@@ -47,7 +48,7 @@ def check(client: str, sender: str, helo: str, hostname: str, lookups: Lookups) 
     library.DNSLookup = _lookup
     _here.lookups = lookups
     try:
-        query = library.query(client, "" if is_helo else sender, helo, receiver=hostname, querytime=20)
+        query = library.query(client, "" if is_helo else sender, helo, receiver=hostname, querytime=QUERIES)
         result, _, words = query.check()
     except Exception as problem:  # noqa: BLE001 - the library raises what it likes for what strangers put into DNS
         return SpfResult("temperror", domain, is_helo, type(problem).__name__)

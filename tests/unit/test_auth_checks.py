@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pysendmail.auth import Client, Findings, dkim, dmarc, results
+from pysendmail.auth import Client, Findings, checks, dkim, dmarc, lookups, results, spf
 from pysendmail.auth.author import from_domain
 from pysendmail.auth.checks import Checks, are_available
 from pysendmail.auth.dkim import DkimResult
@@ -157,6 +157,18 @@ def test_a_signature_of_the_beginning_of_a_body_does_not_count(tmp_path: Path, k
     by = read(found(tmp_path, table, draft(head, BODY + b"something else\n")).field)
     assert by["dkim"][0] == "policy"
     assert by["dmarc"][0] == "fail"
+    by = read(found(tmp_path, table, draft(head, BODY)).field)
+    assert by["dkim"][0] == "pass", "it is one of all of it"
+
+
+def test_a_signature_may_be_long(tmp_path: Path, key: tuple[bytes, str]) -> None:
+    """Some have copies of the fields that they cover (RFC 6376 section 3.5, "z=")."""
+    names = [b"from", *(b"x-a-name-that-is-not-there-%d" % n for n in range(150))]
+    message = (HEAD + b"\n" + BODY).replace(b"\n", b"\r\n")
+    one = dkimpy.sign(message, b"sel", b"example.org", key[0], include_headers=names).replace(b"\r\n", b"\n")
+    assert len(one) > 5000
+    by = read(found(tmp_path, {("sel._domainkey.example.org", "TXT"): [key[1]]}, draft(one + HEAD)).field)
+    assert by["dkim"][0] == "pass"
 
 
 def test_a_signature_made_with_sha1_does_not_count(tmp_path: Path, key: tuple[bytes, str]) -> None:
@@ -174,7 +186,7 @@ def test_a_body_of_blanks_takes_no_minutes(tmp_path: Path, key: tuple[bytes, str
     assert by["dkim"][0] == "pass"
 
 
-@pytest.mark.parametrize("signature", [b"AAAA" + b"\n " * 50_000, b"AAAA" + b" " * 3000 + b"!", b"A" * 5000])
+@pytest.mark.parametrize("signature", [b"AAAA" + b"\n " * 50_000, b"AAAA" + b" " * 3000 + b"!", b"A" * 10_000])
 @pytest.mark.limit(20)
 def test_a_strange_signature_takes_no_minutes(tmp_path: Path, key: tuple[bytes, str], signature: bytes) -> None:
     head = (b"DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=sel; h=from; bh=%s; b=%s;\n"
@@ -208,6 +220,21 @@ def test_what_cannot_be_found_out_about_others_makes_no_forgery_a_doubt(tmp_path
     one = found(tmp_path, table, what, reject=True)
     by = read(one.field)
     assert (by["spf"][0], by["dkim"][0], by["dmarc"][0]) == ("temperror", "temperror", "fail")
+    assert one.refusal is not None
+
+
+def test_a_forger_with_slow_servers_does_not_use_up_the_time(tmp_path: Path, key: tuple[bytes, str],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """All times are a twentieth of what they are."""
+    for module, name in ((lookups, "LIMIT"), (checks, "LIMIT"), (spf, "QUERIES")):
+        monkeypatch.setattr(module, name, getattr(module, name) / 20)
+    table = {("_dmarc.bank.example", "TXT"): ['"v=DMARC1; p=reject"'], ("example.org", "TXT"): "silent"}
+    head, signature = b"From: x@bank.example\nSubject: s\n", signed(HEAD, BODY, key[0]).removesuffix(HEAD)
+    for n in range(dkim.MAX_SIGNATURES):
+        head = signature.replace(b"s=sel", b"s=%d" % n) + head
+        table[f"{n}._domainkey.example.org", "TXT"] = "silent"
+    one = found(tmp_path, table, draft(head), reject=True)
+    assert read(one.field)["dmarc"][0] == "fail"
     assert one.refusal is not None
 
 

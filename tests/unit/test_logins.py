@@ -512,6 +512,7 @@ def by_number(text: str) -> Callable[[list[str]], bytes]:
     ("NEWS\tx\nOK\t#\n", 235),
     ("CONT\t#\tabc\n", 454),
     ("OK\t#\tuser=al\x01tice\n", 454),
+    ("FAIL\t#\tuser=al\x01tice\n", 535),
     ("x" * 9000 + "\n", 454),
 ])
 def test_answers_of_dovecot(tmp_path: Path, text: str, code: int) -> None:
