@@ -59,10 +59,12 @@ def main(args: list[str], paths: Paths) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale has no character for
         sys.stdout.reconfigure(errors="backslashreplace")
+    code = EX_OK
     try:
         result = _command(args, paths)
+        code = result if isinstance(result, int) else EX_OK
         sys.stdout.flush()
-        return result if isinstance(result, int) else EX_OK
+        return code
     except click.UsageError as problem:
         command = problem.ctx.command_path if problem.ctx is not None else "pysendmail"
         _say(f"{problem.format_message()} (see {command} --help)")
@@ -83,7 +85,7 @@ def main(args: list[str], paths: Paths) -> int:
         # The reader has gone, or the disk is full; nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(trouble, BrokenPipeError):
-            return EX_OK
+            return code
         _say(str(trouble))
         return EX_IOERR
 

@@ -86,6 +86,7 @@ def _become(given: options.Given, paths: Paths) -> None:
     sys.stdin = open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115  (as long as the process)
     sys.stdout = open(1, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    code = EX_OK
     try:
         code = program.main(given.arguments(), paths)
         sys.stdout.flush()
@@ -94,7 +95,6 @@ def _become(given: options.Given, paths: Paths) -> None:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         if not isinstance(trouble, BrokenPipeError):
             raise Refused(EX_IOERR, f"{given.program}: {trouble}")
-        code = EX_OK
     raise SystemExit(code)
 
 

@@ -75,6 +75,14 @@ def test_help_is_that_of_the_command_that_was_typed_wrong(run: Any) -> None:
     assert run("queue", "lst")[2] == "pysendmail: No such command 'lst'. (see pysendmail queue --help)\n"
 
 
+def test_what_was_found_counts_though_nobody_reads_it(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="ascii") as nobody, Control(paths, listing()):
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert admin.main(["queue", "list", "--json", "0WkDdmTe001000"], paths) == 66
+
+
 @pytest.mark.parametrize(("redirection", "code", "words"), [
     (">/dev/full", 74, b"pysendmail: [Errno 28] No space left on device\n"), (">&-", 0, b""), ("| exec true", 0, b"")])
 @pytest.mark.parametrize("form", ["", "--json"])

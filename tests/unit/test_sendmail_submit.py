@@ -491,8 +491,9 @@ def test_other_programs_without_a_place_for_what_they_print(paths: Paths, redire
     assert (done.returncode, done.stderr) == (code, words)
 
 
-@pytest.mark.parametrize("words", [["-bi"], ["-bv", "alice"], ["-bt"]])
-def test_a_reader_of_other_programs_that_has_gone_is_no_error(paths: Paths, words: list[str]) -> None:
+@pytest.mark.parametrize(("words", "code"), [
+    (["-bi"], 0), (["-bv", "root"], 0), (["-bt"], 0), (["-bv", "nobody-of-that-name"], 67)])
+def test_a_reader_of_other_programs_that_has_gone_is_no_error(paths: Paths, words: list[str], code: int) -> None:
     file = Path(paths.aliases)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("postmaster: root\n")
@@ -501,7 +502,7 @@ def test_a_reader_of_other_programs_that_has_gone_is_no_error(paths: Paths, word
     done = subprocess.run([launcher(paths), *words], input=b"alice\n", stdout=writing, stderr=subprocess.PIPE,
                           timeout=frontend.WITHIN, check=False)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (code, b"")
 
 
 # -- options of strangers ---------------------------------------------------------------------------------------------
