@@ -62,6 +62,22 @@ def test_what_is_offered_is_used(policy: str, certificate: tuple[Path, ssl.SSLCo
     assert verbs[:6] == ["EHLO", "STARTTLS", "EHLO", "MAIL", "RCPT", "DATA"]
 
 
+def test_certificates_of_private_authorities_need_not_be_of_the_latest_form(
+        certificate: tuple[Path, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any Python: since 3.13 it asks for more unless told not to."""
+    def as_of_python_3_13(*args: Any, **more: Any) -> ssl.SSLContext:
+        context = usual(*args, **more)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    usual = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", as_of_python_3_13)
+    ca, context = certificate
+    with Sink(tls=context) as sink:
+        (answer,) = run(sink, tls="verify", ca_file=str(ca))
+    assert statuses(answer) == ["2.0.0"]
+
+
 @pytest.mark.parametrize("kind", ["other name", "other CA", "expired"])
 @pytest.mark.parametrize(("policy", "status"), [("may", "2.0.0"), ("encrypt", "2.0.0"), ("verify", "4.7.5")])
 def test_only_verify_asks_who_it_is(policy: str, status: str, kind: str, certificate: tuple[Path, ssl.SSLContext],

@@ -22,7 +22,7 @@ def make(directory: Path, *names: str, expired: bool = False) -> tuple[Path, ssl
     _run("req", *curve, "-keyout", str(key), "-out", str(request), "-subj", f"/CN={names[0]}")
     kinds = ",".join(f"{'IP' if name.replace('.', '').isdigit() else 'DNS'}:{name}" for name in names)
     extensions = directory / "host.ext"
-    extensions.write_text(f"subjectAltName={kinds}\n")
+    extensions.write_text(f"subjectAltName={kinds}\nauthorityKeyIdentifier=none\n")  # as private ones often are
     when = ("-days", "-1") if expired else ("-days", _DAYS)
     _run("x509", "-req", "-in", str(request), "-CA", str(ca), "-CAkey", str(ca_key), "-CAcreateserial", *when,
          "-extfile", str(extensions), "-out", str(chain))
