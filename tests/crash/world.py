@@ -392,7 +392,7 @@ def is_message(message: bytes, mark: str) -> bool:
 def is_notice(message: bytes) -> bool:
     """Whether this is a notice about damaged files, whole and nothing else."""
     return (message.startswith(b"Return-Path: <>\n") and b" moved to queue/bad on host.example\n" in message
-            and message.endswith(b"why each of them is there.\n"))
+            and message.endswith(b"how to send them again.\n"))
 
 
 def is_report(message: bytes, mark: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_tree
-from tests.tools.foreign import children_of, descriptors, status_of, wait_until_traced
+from tests.tools.foreign import children_of, descriptors, status_of, wait_until_it_is, wait_until_traced
 from tests.tools.host import CODE, LISTENER, LOCAL, MAIL_GROUP, QUICK, RELAY, RUNNER, Host
 
 pytestmark = pytest.mark.root
@@ -103,7 +103,7 @@ def test_agent_is_the_recipient(host: Host) -> None:
 def test_agent_has_its_channel_alone(host: Host) -> None:
     host.outcome(host.send("bob"), "bob")
     agent, = host.agents
-    host.wait_until(lambda: kinds(agent) == ["/dev/null", "/dev/null", "socket"], "its channel alone")
+    wait_until_it_is(lambda: kinds(agent) == ["/dev/null", "/dev/null", "socket"], "its channel alone")
     assert os.readlink(f"/proc/{agent}/cwd") == "/"
 
 

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,9 +64,14 @@ def limit(pid: int, what: int, most: int) -> int:
     return elsewhere.run(set_it, uid=uid if uid != os.geteuid() else None, gid=gid)
 
 
-def wait_until_traced(pid: int, within: float = WITHIN) -> None:
-    """Until a tracer has a process: the kernel says so, and gives no sign when it does."""
+def wait_until_it_is(is_so: Callable[[], bool], what: str, within: float = WITHIN) -> None:
+    """Until something in /proc is so: the kernel says that it is, and gives no sign when it becomes so."""
     end_of_patience = time.monotonic() + within
-    while status_of(pid)["TracerPid"] == "0":
-        assert time.monotonic() < end_of_patience, f"nobody traces {pid}"
+    while not is_so():
+        assert time.monotonic() < end_of_patience, f"not within {within:g} s: {what}"
         time.sleep(0.01)
+
+
+def wait_until_traced(pid: int) -> None:
+    """Until a tracer has a process."""
+    wait_until_it_is(lambda: status_of(pid)["TracerPid"] != "0", f"somebody traces {pid}")
