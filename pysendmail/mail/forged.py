@@ -12,7 +12,8 @@ NAME = b"authentication-results"
 
 _COMMENT = re.compile(rb"\([^()]*\)")
 _PLAIN = re.compile(rb'[^()"\\\x80-\xff]*(?:\([^()"\\\x80-\xff]*\)[^()"\\\x80-\xff]*)*')
-_TO_BLANK = bytes.maketrans(b'()"/;\r' + bytes(range(128, 256)), b" " * (6 + 128))
+_SEPARATORS = b'()"/;' + bytes(range(32)) + bytes(range(127, 256))  # for some reader or other
+_TO_BLANK = bytes.maketrans(_SEPARATORS, b" " * len(_SEPARATORS))
 
 
 def bears(field: bytes, name: bytes) -> bool:

@@ -65,6 +65,7 @@ def test_a_blank_field_is_a_missing_one(name: bytes) -> None:
     (b"(x\\); host.example) other.example.net; spf=pass", True),
     (b"=?utf-8?b?aG9zdC5leGFtcGxl?=; spf=pass", True),
     (b"\xc2\xa0host.example; spf=pass", True),
+    (b"\x1fhost.example\x1c; spf=pass", True),
     (b"other.example.net (a b); spf=pass (host.example is allowed)", False),
     (b"other.example.net; spf=pass", False),
     (b"shost.example; x=host.example", False),
