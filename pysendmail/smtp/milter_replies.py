@@ -21,6 +21,8 @@ REJECTED = reply(550, "5.7.1", "rejected by a mail filter")
 DEFERRED = reply(451, "4.7.1", "a mail filter asks you to try again later")
 SHUT_DOWN = reply(421, "4.7.0", "a mail filter ends this session")
 
+_OF_RCPT = frozenset(("NOTIFY", "ORCPT"))  # of the parameters that a filter gives to a new recipient; others do nothing
+
 
 class Verdict(Enum):
     """What an answer means for what it is about: a session, a message, a recipient."""
@@ -102,8 +104,9 @@ def _change(letter: bytes, data: bytes) -> Change:
         return changes.ReplaceSender(whom)  # parameters of MAIL, behind it, are nothing that we could act on
     if letter == b"-":
         return changes.RemoveRecipient(whom)
+    given = [word for word in text(b" ".join(words[1:])).split() if word.partition("=")[0].upper() in _OF_RCPT]
     try:
-        asked = grammar.parse_rcpt_words(text(b" ".join(words[1:])).split(), frozenset(("DSN",)))
+        asked = grammar.parse_rcpt_words(given, frozenset(("DSN",)))
     except grammar.BadSyntax as problem:
         raise FilterError(f"it adds a recipient with {problem}")
     return changes.AddRecipient(whom, asked.notify, asked.orcpt)
