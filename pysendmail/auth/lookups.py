@@ -11,7 +11,9 @@ import concurrent.futures
 
 from ..net.resolver import Answer, Kind, Resolver, State
 
-LIMIT = 5.0  # seconds for one answer: a forger whose own servers are slow must not use up the time of a whole check
+# Seconds for one answer: one server of resolv.conf may be silent, but a forger whose own servers are slow must not use
+# up the time of a whole check.
+LIMIT = 7.0
 
 
 class Lookups:
