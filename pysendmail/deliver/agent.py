@@ -96,18 +96,21 @@ def refuse(channel: socket.socket, outcome: Outcome) -> None:
 
 
 def _receive(channel: socket.socket) -> tuple[list[Job], bool]:
-    """Wait for one request, then take what else is there: (jobs, whether the channel is still open)."""
+    """Wait for one request, then take what else is there: (jobs, whether the channel is still open).
+
+    What a runner has asked for that is gone is not done: the next one asks for it again, and it would be done twice.
+    """
     jobs: list[Job] = []
     size = 0
     while len(jobs) < BATCH and size < BATCH_BYTES:
         if not jobs and not _is_ready(channel, select.POLLIN):
-            return jobs, False
+            return [], False
         try:
             packet, fds, _, _ = socket.recv_fds(channel, MAX_PACKET, 1)
         except BlockingIOError:
             break
         if not packet:
-            return jobs, False
+            return [], False
         request = Request.from_packet(packet)  # a runner that sends nonsense ends this agent, and no other
         jobs.append(Job(request, fds[0]))
         size += request.length - request.offset
@@ -135,10 +138,11 @@ def _send(channel: socket.socket, packet: bytes) -> None:
 
 
 def _is_ready(channel: socket.socket, event: int) -> bool:
-    """Wait, at most ORPHANED_AFTER, until the channel can be read or written."""
+    """Wait, at most ORPHANED_AFTER, until the channel can be read or written; False too if nobody is there any more."""
     poll = select.poll()
     poll.register(channel, event)
-    return bool(poll.poll(ORPHANED_AFTER * 1000))
+    found = poll.poll(ORPHANED_AFTER * 1000)
+    return bool(found) and not found[0][1] & select.POLLHUP
 
 
 class Agent:

@@ -10,6 +10,7 @@ at its end just as well as at its start.
 `Tail` is for the attempt after a crash. An append that was killed leaves part of a message at the end of the mailbox,
 or the whole of it without our having said so. Nothing unquoted inside a message of ours can look like a From_ line, so
 the last one in the file is where that message starts, and it can be compared with the one in hand, byte for byte.
+A whole copy is looked for a little further up too, since other mail may have been written behind it.
 """
 
 import os
@@ -134,7 +135,27 @@ def inspect(fd: int, size: int, parcels: Sequence[Parcel]) -> Tail:
             # What stands behind it, whole or not, is cut off with it and written again.
             tail.end, tail.repeats, waiting = start, set(), dict(asked)
         tail.floor = end = start
+    tail.repeats |= _further_up(fd, end, waiting)
     return tail
+
+
+def _further_up(fd: int, end: int, waiting: dict[int, Parcel]) -> set[int]:
+    """Which parcels are in the last _WINDOW bytes of file[:end], whole. After a runner was killed its agents may have
+    written them, and more of their mail behind them, before the next runner has them delivered again."""
+    low = max(0, end - _WINDOW)
+    data, shift = _read(fd, low, end - low), low
+    if low == 0:  # the first message starts without the separator
+        data, shift = b"\n\n" + data, -2
+    found = set()
+    for index, parcel in waiting.items():
+        queue_id, at = parcel.queue_id.encode("ascii"), 0
+        while index not in found and (at := data.find(queue_id, at)) >= 0:
+            start, after = data.rfind(_START, 0, at), data.find(_START, at)
+            after = after + 2 if after >= 0 else len(data)
+            if start >= 0 and _compare(fd, shift + start + 2, shift + after, parcel) == "whole":
+                found.add(index)
+            at = after
+    return found
 
 
 def _recognise(fd: int, start: int, end: int, waiting: dict[int, Parcel], *,

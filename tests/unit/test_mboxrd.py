@@ -270,8 +270,22 @@ def test_a_batch_that_broke_off_is_found_from_its_end(parcels: Parcels, tmp_path
     assert tail == mboxrd.Tail(len(content), len(OTHERS), {4, 3, 2})
 
 
+@pytest.mark.parametrize("before", [b"", OTHERS, OTHERS.replace(b"From here", b"0abcDEFG001001, 0abcDEFG001002")],
+                         ids=["empty", "others", "ids"])
+def test_whole_copies_are_found_behind_which_there_is_other_mail(
+        parcels: Parcels, tmp_path: Path, before: bytes) -> None:
+    """Agents of a runner that was killed have written a batch, and of that the next runner asks for some again."""
+    batch = [parcels.make(message(n), number=n, may_repeat=True) for n in (1, 2, 3, 4)]
+    content = before + written(*batch[:3]) + OTHERS
+    tail = look(tmp_path, content, *batch[1:])
+    assert tail == mboxrd.Tail(len(content), len(content), {0, 1}), "others' mail is never below the floor"
+    content += written(batch[3])
+    tail = look(tmp_path, content, *batch)
+    assert tail == mboxrd.Tail(len(content), len(content) - len(written(batch[3])), {0, 1, 2, 3})
+
+
 @pytest.mark.parametrize("change", ["nothing asked", "other id", "no id in the text", "other text", "status line",
-                                    "other head", "behind another"])
+                                    "other head"])
 def test_what_is_not_surely_ours_is_left_alone(parcels: Parcels, tmp_path: Path, change: str) -> None:
     content = OTHERS + written(parcels.make())
     asked = {
@@ -284,8 +298,6 @@ def test_what_is_not_surely_ours_is_left_alone(parcels: Parcels, tmp_path: Path,
     }.get(change, parcels.make(may_repeat=True))
     if change == "status line":  # a mail reader has it already
         content = content.replace(b"Subject: number", b"Status: O\nSubject: number")
-    if change == "behind another":
-        content += OTHERS
     assert look(tmp_path, content, asked) == mboxrd.Tail(len(content), len(content), set())
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from pysendmail.deliver import spawner
+from pysendmail.deliver import agent, spawner
 from pysendmail.deliver.agent import Settings
 from pysendmail.deliver.packet import MAX_PACKET, decode, encode
-from pysendmail.deliver.request import REFUSED, Reply
+from pysendmail.deliver.request import REFUSED, Reply, Request
 from pysendmail.deliver.spawner import Service, Spawner, wait_readable
 from pysendmail.mail.outcome import Outcome
+from pysendmail.mail.target import MAILBOX, Target
 from pysendmail.users import LookupTrouble, User
 from tests.tools import processes
 from tests.tools.foreign import children_of
@@ -103,6 +104,22 @@ def test_user_gets_an_agent_that_ends_with_its_channel(runner: Runner) -> None:
     wait_for_end(answer["pid"])
     assert runner.spawner.reap() == []
     assert runner.spawner.agents == {}
+
+
+@pytest.mark.parametrize("ends", ["before it is looked at", "meanwhile"])
+def test_agent_does_not_do_what_nobody_will_hear_of(monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    """The next runner asks for it again."""
+    done: list[agent.Job] = []
+    monkeypatch.setattr(agent.Agent, "deliver", lambda self, batch: done.extend(batch) or ())
+    if ends == "meanwhile":
+        monkeypatch.setattr(agent, "_is_ready", lambda channel, event: True)
+    request = Request(1, "566jOp9s000000", 0, 10, "", "alice", Target(MAILBOX, "alice", user="alice"), 1_750_000_000.0)
+    link, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with channel, open("/dev/null", "rb") as message:
+        with link:
+            socket.send_fds(link, [request.to_packet()], [message.fileno()])
+        agent.serve(channel, User("alice", 1000, 1000, "/nonexistent", "/bin/sh"), SETTINGS)
+    assert done == []
 
 
 @pytest.mark.parametrize(("name", "status"), [
