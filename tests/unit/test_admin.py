@@ -72,7 +72,9 @@ def test_a_command_line_that_makes_no_sense_is_one_line(run: Any, args: list[str
 
 
 def test_help_is_that_of_the_command_that_was_typed_wrong(run: Any) -> None:
-    assert run("queue", "lst")[2] == "pysendmail: No such command 'lst'. (see pysendmail queue --help)\n"
+    said = run("queue", "lst")[2]
+    assert said.startswith("pysendmail: No such command 'lst'.")  # newer versions of click add what may be meant
+    assert said.endswith(" (see pysendmail queue --help)\n")
 
 
 def test_what_was_found_counts_though_nobody_reads_it(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
