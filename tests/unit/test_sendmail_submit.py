@@ -370,7 +370,8 @@ def begun(paths: Paths, **more: Any) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_takes_the_message_back(paths: Paths, number: signal.Signals) -> None:
-    with begun(paths) as process:
+    # A shell that runs the tests in the background has SIGINT ignored.
+    with begun(paths, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)) as process:
         process.send_signal(number)
         assert process.wait(frontend.WITHIN) == -number
     assert drops(paths) == []
