@@ -10,6 +10,7 @@ left, and does not append again what is there already (mboxrd.inspect).
 """
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -135,6 +136,8 @@ class _Box:
             for index, outcome in zip(group, self._append([parcels[index] for index in group]), strict=True):
                 outcomes[index] = outcome
         if self.is_changed or tail.repeats:
+            for place in tail.above:
+                self._write_again(*place)
             self._sync()
         return [outcome for outcome in outcomes if outcome is not None]
 
@@ -196,6 +199,17 @@ class _Box:
             raise OSError(errno.EBUSY, "written by a program that does not lock it")
         os.ftruncate(self.locked.fd, size)
         self.end = self.reach = size
+
+    def _write_again(self, start: int, end: int) -> None:
+        """The same bytes in the same place. Cutting them off after a failed sync would take others' mail along, but
+        without a write to it the next sync would not touch what this one has lost, and say that all is well."""
+        fd = self.locked.fd
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)  # with which Linux' pwrite(2) goes to the end
+        try:
+            os.pwrite(fd, os.pread(fd, end - start, start), start)
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
     def _sync(self) -> None:
         try:

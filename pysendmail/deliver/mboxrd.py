@@ -15,7 +15,7 @@ A whole copy is looked for a little further up too, since other mail may have be
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .parcel import PIECE, Parcel
 
@@ -97,12 +97,14 @@ def _render(before: bytes, parcel: Parcel) -> Iterator[bytes]:
 class Tail:
     """What the end of a mailbox is. end: where to append. repeats: which parcels are in it, whole (indexes).
 
-    floor: where the first of those starts, else `end`. Nothing from there on is known to be on disk.
+    floor: where the first of those at the very end starts, else `end`. Nothing from there on is known to be on disk,
+    nor is what is in `above`: (start, end) of those repeats behind which there is other mail.
     """
 
     end: int
     floor: int
     repeats: set[int]
+    above: list[tuple[int, int]] = field(default_factory=list)
 
 
 def inspect(fd: int, size: int, parcels: Sequence[Parcel]) -> Tail:
@@ -135,27 +137,28 @@ def inspect(fd: int, size: int, parcels: Sequence[Parcel]) -> Tail:
             # What stands behind it, whole or not, is cut off with it and written again.
             tail.end, tail.repeats, waiting = start, set(), dict(asked)
         tail.floor = end = start
-    tail.repeats |= _further_up(fd, end, waiting)
+    _look_above(fd, tail, waiting)
     return tail
 
 
-def _further_up(fd: int, end: int, waiting: dict[int, Parcel]) -> set[int]:
-    """Which parcels are in the last _WINDOW bytes of file[:end], whole. After a runner was killed its agents may have
-    written them, and more of their mail behind them, before the next runner has them delivered again."""
+def _look_above(fd: int, tail: Tail, waiting: dict[int, Parcel]) -> None:
+    """Add to the tail which parcels are whole in the last _WINDOW bytes above its floor. After a runner was killed its
+    agents may have written them, and more of their mail behind them, before the next has them delivered again."""
+    end = tail.floor
     low = max(0, end - _WINDOW)
     data, shift = _read(fd, low, end - low), low
     if low == 0:  # the first message starts without the separator
         data, shift = b"\n\n" + data, -2
-    found = set()
     for index, parcel in waiting.items():
         queue_id, at = parcel.queue_id.encode("ascii"), 0
-        while index not in found and (at := data.find(queue_id, at)) >= 0:
+        while index not in tail.repeats and (at := data.find(queue_id, at)) >= 0:
             start, after = data.rfind(_START, 0, at), data.find(_START, at)
             after = after + 2 if after >= 0 else len(data)
-            if start >= 0 and _compare(fd, shift + start + 2, shift + after, parcel) == "whole":
-                found.add(index)
+            place = (shift + start + 2, shift + after)
+            if start >= 0 and _compare(fd, *place, parcel) == "whole":
+                tail.repeats.add(index)
+                tail.above.append(place)
             at = after
-    return found
 
 
 def _recognise(fd: int, start: int, end: int, waiting: dict[int, Parcel], *,

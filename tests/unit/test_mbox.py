@@ -518,6 +518,31 @@ def test_copies_that_were_never_synced_are_not_believed_after_a_failed_sync(box:
     assert box.read_bytes() == EARLIER + written(again)
 
 
+def test_copies_above_others_mail_are_written_again_before_a_sync_is_believed(box: Path, parcels: Parcels,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, where they cannot be cut off: Linux has dropped what a failed sync was to write."""
+    again, new = parcels.make(message(1), may_repeat=True), parcels.make(message(2), number=2)
+    content = EARLIER + written(again) + EARLIER
+    box.write_bytes(content)
+    real, dirty = os.pwrite, []
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        dirty.append((at, data))
+        return real(fd, data, at)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+    calls.replace(monkeypatch, "pwrite", pwrite)
+    for is_broken in (True, False):
+        with monkeypatch.context() as patch:
+            if is_broken:
+                calls.replace(patch, "fsync", fail)
+            assert statuses(append(box, again, new)) == (["4.3.0"] * 2 if is_broken else ["2.0.0"] * 2)
+        assert box.read_bytes() == content + (b"" if is_broken else written(new))
+        assert dirty == [(len(EARLIER), written(again))]
+        dirty.clear()
+
+
 def test_somebody_who_writes_without_a_lock_is_not_cut_off(box: Path, parcels: Parcels,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write

@@ -277,11 +277,13 @@ def test_whole_copies_are_found_behind_which_there_is_other_mail(
     """Agents of a runner that was killed have written a batch, and of that the next runner asks for some again."""
     batch = [parcels.make(message(n), number=n, may_repeat=True) for n in (1, 2, 3, 4)]
     content = before + written(*batch[:3]) + OTHERS
+    edges = [len(before + written(*batch[:count])) for count in range(4)]
+    places = list(pairwise(edges))
     tail = look(tmp_path, content, *batch[1:])
-    assert tail == mboxrd.Tail(len(content), len(content), {0, 1}), "others' mail is never below the floor"
+    assert tail == mboxrd.Tail(len(content), len(content), {0, 1}, places[1:]), "others' mail is never below the floor"
     content += written(batch[3])
     tail = look(tmp_path, content, *batch)
-    assert tail == mboxrd.Tail(len(content), len(content) - len(written(batch[3])), {0, 1, 2, 3})
+    assert tail == mboxrd.Tail(len(content), len(content) - len(written(batch[3])), {0, 1, 2, 3}, places)
 
 
 @pytest.mark.parametrize("change", ["nothing asked", "other id", "no id in the text", "other text", "status line",
