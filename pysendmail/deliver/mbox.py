@@ -136,9 +136,7 @@ class _Box:
             for index, outcome in zip(group, self._append([parcels[index] for index in group]), strict=True):
                 outcomes[index] = outcome
         if self.is_changed or tail.repeats:
-            for place in tail.above:
-                self._write_again(*place)
-            self._sync()
+            self._sync(tail.above)
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _prepare(self, parcels: Sequence[Parcel]) -> mboxrd.Tail:
@@ -207,12 +205,15 @@ class _Box:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)  # with which Linux' pwrite(2) goes to the end
         try:
-            os.pwrite(fd, os.pread(fd, end - start, start), start)
+            if os.pwrite(fd, os.pread(fd, end - start, start), start) != end - start:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
         finally:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
-    def _sync(self) -> None:
+    def _sync(self, again: Sequence[tuple[int, int]]) -> None:
         try:
+            for place in again:
+                self._write_again(*place)
             durable.sync(self.locked.fd)  # from here on these messages are delivered
         except OSError as problem:
             try:

@@ -543,6 +543,23 @@ def test_copies_above_others_mail_are_written_again_before_a_sync_is_believed(bo
         dirty.clear()
 
 
+@pytest.mark.parametrize("is_short", [False, True])
+def test_what_cannot_be_written_again_is_not_believed(box: Path, parcels: Parcels, monkeypatch: pytest.MonkeyPatch,
+                                                      is_short: bool) -> None:
+    """And what was appended behind it is cut off."""
+    again, new = parcels.make(message(1), may_repeat=True), parcels.make(message(2), number=2)
+    content = EARLIER + written(again) + EARLIER
+    box.write_bytes(content)
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        if is_short:
+            return len(data) - 1
+        raise OSError(errno.EIO, "Input/output error")
+    calls.replace(monkeypatch, "pwrite", pwrite)
+    assert statuses(append(box, again, new)) == ["4.3.0"] * 2
+    assert box.read_bytes() == content
+
+
 def test_somebody_who_writes_without_a_lock_is_not_cut_off(box: Path, parcels: Parcels,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
